@@ -1,0 +1,84 @@
+# Every target makes the environment it needs; stamps make the second call fast.
+# PYTHON chooses the interpreter (3.11 or later), PYTEST_ARGS goes to pytest.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+VENV_ZARR2 := .venv-zarr2
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types compat bench lock clean
+
+help:
+	@echo "make demo    compress the bundled volume, print a table, write demo.png"
+	@echo "make test    all tests            make lint   ruff and the import layers"
+	@echo "make types   mypy                 make compat the tests that run with zarr 2.18"
+	@echo "make bench   rate and quality of the peers on the volumes in TINC_DATA"
+	@echo "make lock    resolve requirements/*.txt anew (needs uv)"
+	@echo "make clean   remove environments and caches"
+
+demo: $(VENV)/.run
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+compat: $(VENV_ZARR2)/.ready $(VENV)/.test
+	TINC_OTHER_PYTHON="$(CURDIR)/$(BIN)/python" $(VENV_ZARR2)/bin/python -m pytest tests/compat $(PYTEST_ARGS)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.peers
+
+lock:
+	tools/lock.sh
+
+clean:
+	rm -rf $(VENV) $(VENV_ZARR2) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+		.hypothesis dist demo.png demo.zarr
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp stands for one list of requirements installed into one environment.
+%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "creating $*"
+	@$(PYTHON) -m venv $*
+
+%/.torch: %/bin/python tools/install_torch.py
+	@$< tools/install_torch.py
+	@touch $@
+
+$(VENV)/.run: requirements/run.txt pyproject.toml $(VENV)/.torch
+	@echo "installing $<"
+	@$(BIN)/python $(PIP_INSTALL) --requirement $<
+	@$(BIN)/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.run
+	@echo "installing $<"
+	@$(BIN)/python $(PIP_INSTALL) --requirement $<
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.test
+	@echo "installing $<"
+	@$(BIN)/python $(PIP_INSTALL) --requirement $<
+	@touch $@
+
+$(VENV_ZARR2)/.ready: requirements/zarr2.txt pyproject.toml $(VENV_ZARR2)/.torch
+	@echo "installing $<"
+	@$(VENV_ZARR2)/bin/python $(PIP_INSTALL) --requirement $<
+	@$(VENV_ZARR2)/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.PRECIOUS: %/bin/python %/.torch

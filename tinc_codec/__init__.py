@@ -1,0 +1,61 @@
+"""Implicit neural compression (TINC) of volumes, as a codec for Zarr.
+
+Everything public is imported on first use, so that `import tinc_codec` costs nothing and
+neither numba, torch nor zarr is loaded before it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinc_codec import config
+    from tinc_codec.errors import (
+        ConfigError,
+        CorruptStreamError,
+        FormatError,
+        LimitError,
+        TargetError,
+        TincError,
+        TruncatedStreamError,
+        UnsupportedDataError,
+        UnsupportedVersionError,
+    )
+    from tinc_codec.numcodecs import TINC
+
+    __version__: str
+
+__all__ = [
+    "TINC",
+    "ConfigError",
+    "CorruptStreamError",
+    "FormatError",
+    "LimitError",
+    "TargetError",
+    "TincError",
+    "TruncatedStreamError",
+    "UnsupportedDataError",
+    "UnsupportedVersionError",
+    "__version__",
+    "config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: Any
+    if name == "config":
+        value = importlib.import_module("tinc_codec.config")
+    elif name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("tinc_codec")
+    else:
+        module = "tinc_codec.numcodecs" if name == "TINC" else "tinc_codec.errors"
+        value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

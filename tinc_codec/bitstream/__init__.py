@@ -1,0 +1,1 @@
+"""The byte layout of a stream, as `docs/format.md` fixes it."""

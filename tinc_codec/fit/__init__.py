@@ -1,0 +1,1 @@
+"""Chunk -> float model; never imported to decode."""

@@ -1,0 +1,1 @@
+"""The function that is stored: an octree of sine layers."""

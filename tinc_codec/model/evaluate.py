@@ -1,0 +1,138 @@
+"""Parameters -> voxels, on the CPU or on a GPU, in the chunk's dtype."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from tinc_codec.model.octree_mlp import TreeShape
+from tinc_codec.volume.chunk import ChunkInfo, denormalise, value_mapping
+
+_SLAB_VALUES = 1 << 26
+"""Activations held on a GPU at once, in values: 256 MiB."""
+
+
+def evaluate(
+    shape: TreeShape,
+    parameters: np.ndarray,
+    scaling: np.ndarray,
+    info: ChunkInfo,
+    out: np.ndarray,
+    device: str,
+    threads: int,
+) -> None:
+    """Evaluate all volumes of a chunk at every voxel.
+
+    Parameters
+    ----------
+    shape : TreeShape
+    parameters : ndarray of float32
+        Shape (volume, parameter).
+    scaling : ndarray of float32
+        Shape (volume, 2): offset and gain; a voxel is offset + gain * f in [0, 1], clipped.
+    info : ChunkInfo
+        Says what 0 and 1 stand for.
+    out : ndarray
+        Shape (volume, z, y, x), `info.dtype`, any strides.
+    device : str
+        A torch device.
+    threads : int
+    """
+    if device == "cpu":
+        _evaluate_compiled(shape, parameters, scaling, info, out, threads)
+    else:
+        values = evaluate_torch(shape, parameters[None], scaling[None], device)
+        denormalise(values[0].cpu().numpy(), info, out)
+
+
+def _evaluate_compiled(
+    shape: TreeShape,
+    parameters: np.ndarray,
+    scaling: np.ndarray,
+    info: ChunkInfo,
+    out: np.ndarray,
+    threads: int,
+) -> None:
+    from tinc_codec.model import fused
+
+    target = out
+    if not out.dtype.isnative or out.dtype == np.float16:
+        # The compiler knows neither; both go through a type that holds their values exactly.
+        wider = np.float32 if out.dtype == np.float16 else out.dtype.newbyteorder("=")
+        target = np.empty(out.shape, dtype=wider)
+    mapping = value_mapping(info)
+    jobs = []
+    shares = max(1, min(shape.leaf_count, 4 * threads)) if threads > 1 else 1
+    bounds = [shape.leaf_count * i // shares for i in range(shares + 1)]
+    for volume in range(len(parameters)):
+        offset, gain = scaling[volume]
+        for first, last in pairwise(bounds):
+            jobs.append((volume, first, last, np.float32(gain), np.float32(offset)))
+
+    def work(job: tuple[int, int, int, Any, Any]) -> None:
+        volume, first, last, gain, offset = job
+        fused.evaluate_leaves(
+            parameters[volume], shape.leaf_paths, shape.leaf_origins, shape.leaf_extents,
+            shape.coordinate_map, np.array(shape.axes), np.float32(shape.w0), shape.max_width,
+            first, last, gain, offset, mapping, info.dtype.kind in "iu", target[volume],
+        )  # fmt: skip
+
+    if threads > 1 and len(jobs) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, jobs))
+    else:
+        for job in jobs:
+            work(job)
+    if target is not out:
+        np.copyto(out, target, casting="same_kind")
+
+
+def evaluate_torch(
+    shape: TreeShape, parameters: np.ndarray, scaling: np.ndarray, device: str
+) -> Any:
+    """Evaluate many chunks of one shape on a torch device.
+
+    Parameters
+    ----------
+    shape : TreeShape
+    parameters : ndarray of float32
+        Shape (chunk, volume, parameter).
+    scaling : ndarray of float32
+        Shape (chunk, volume, 2).
+    device : str
+
+    Returns
+    -------
+    torch.Tensor of float32
+        Shape (chunk, volume, z, y, x), on the device; in [0, 1] up to clipping.
+    """
+    import torch
+
+    from tinc_codec.model.torch_tree import TorchTree
+
+    chunks, volumes = parameters.shape[:2]
+    flat = torch.from_numpy(parameters.reshape(chunks * volumes, -1)).to(device)
+    affine = torch.from_numpy(scaling.reshape(chunks * volumes, 2, 1, 1)).to(device)
+    tree = TorchTree(shape, device)
+    size = torch.tensor(shape.leaf_size, device=device)
+    positions = torch.stack(
+        torch.meshgrid(*(torch.arange(n, device=device) for n in shape.leaf_size), indexing="ij"),
+        dim=-1,
+    ).reshape(-1, 3)
+    origins = torch.from_numpy(shape.leaf_origins).to(device)
+    step, shift = torch.from_numpy(shape.coordinate_map).to(device)
+    absolute = origins[:, None] + positions
+    coordinates = (absolute * step - shift)[:, :, list(shape.axes)]
+    padded = [int(n) for n in (origins.amax(dim=0) + size).tolist()]
+    where = (absolute[..., 0] * padded[1] + absolute[..., 1]) * padded[2] + absolute[..., 2]
+    out = torch.empty(len(flat), padded[0] * padded[1] * padded[2], device=device)
+    per_model = max(1, coordinates.shape[0] * coordinates.shape[1] * shape.max_width)
+    models = max(1, _SLAB_VALUES // per_model)
+    with torch.no_grad():
+        for first in range(0, len(flat), models):
+            part = slice(first, first + models)
+            values = affine[part, 0] + affine[part, 1] * tree(flat[part], coordinates)
+            out[part, where.reshape(-1)] = values.reshape(len(values), -1)
+    z, y, x = shape.grid
+    return out.reshape(chunks, volumes, *padded)[:, :, :z, :y, :x]

@@ -1,0 +1,373 @@
+"""Adaptive binary arithmetic coding of voxel classes, contexts from voxels already coded.
+
+Integers only, so that every machine reads the same mask. Encoder and decoder share the model: a
+voxel's 17 causal neighbours choose a pair of counts; until a pair has been met often, its estimate
+leans on that of the nearest 10, and theirs on one half. Rows are cut into segments; where all
+segments around one are alike, a single decision says that it continues them. Another one says
+that a volume repeats the one before, as the frames of a series often do.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+# Room for the farthest neighbours: two planes, rows and columns before, one row and column after.
+MARGIN_BEFORE, MARGIN_AFTER = 2, 1
+
+SEGMENT = 8
+_MIXED = 2
+
+_N_CONTEXTS = 1 << 17
+_NEAREST = (1 << 10) - 1
+_INHERITED_WEIGHT = 4
+_MAX_COUNT = 1 << 20
+_MASK_32 = 0xFFFFFFFF
+_TOP = 1 << 24
+
+# State of the coder: low or code, range, byte in wait, bytes waiting, position.
+_LOW, _RANGE, _CACHE, _PENDING, _POSITION = range(5)
+# Virtual zero bytes that a decoder may read past the end, since an encoder leaves them out.
+_TAIL_BYTES = 4
+# Three decisions of at most 16 bits each and a share of the segment's; slack for the rest.
+_MAX_BYTES_PER_VOXEL = 7
+_SLACK_BYTES = 16
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache can be written.
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
+    """Collect the 17 causal neighbours, one bit each: not finite. The nearest come first."""
+    previous = b > 0 and padded[b - 1, z, y, x] > 0
+    return (
+        (padded[b, z - 1, y, x] > 0)
+        | (padded[b, z, y - 1, x] > 0) << 1
+        | (padded[b, z, y, x - 1] > 0) << 2
+        | (padded[b, z - 1, y - 1, x] > 0) << 3
+        | (padded[b, z - 1, y, x - 1] > 0) << 4
+        | (padded[b, z - 1, y, x + 1] > 0) << 5
+        | (padded[b, z - 1, y + 1, x] > 0) << 6
+        | (padded[b, z, y - 1, x - 1] > 0) << 7
+        | (padded[b, z, y - 1, x + 1] > 0) << 8
+        | previous << 9
+        | (padded[b, z - 1, y - 1, x - 1] > 0) << 10
+        | (padded[b, z - 1, y - 1, x + 1] > 0) << 11
+        | (padded[b, z - 1, y + 1, x - 1] > 0) << 12
+        | (padded[b, z - 1, y + 1, x + 1] > 0) << 13
+        | (padded[b, z - 2, y, x] > 0) << 14
+        | (padded[b, z, y - 2, x] > 0) << 15
+        | (padded[b, z, y, x - 2] > 0) << 16
+    )
+
+
+@_compiled
+def _kind_context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
+    """Collect the classes of the three neighbours before, two bits each."""
+    before = np.int64(padded[b, z - 1, y, x])
+    above = np.int64(padded[b, z, y - 1, x])
+    left = np.int64(padded[b, z, y, x - 1])
+    return before | above << 2 | left << 4
+
+
+@_compiled
+def _surroundings(segments, b, z, y, s):  # type: ignore[no-untyped-def]
+    """Give the one class, 0 or 1, of all 15 causal neighbour segments, or `_MIXED`."""
+    common = segments[b, z, y, s - 1]
+    if common == _MIXED or segments[b, z, y - 2, s] != common or segments[b, z - 2, y, s] != common:
+        return _MIXED
+    if b > 0 and segments[b - 1, z, y, s] != common:
+        return _MIXED
+    for near in range(s - 1, s + 2):
+        if (
+            segments[b, z, y - 1, near] != common
+            or segments[b, z - 1, y - 1, near] != common
+            or segments[b, z - 1, y, near] != common
+            or segments[b, z - 1, y + 1, near] != common
+        ):
+            return _MIXED
+    return common
+
+
+@_compiled
+def _summary(padded, b, z, y, start, stop):  # type: ignore[no-untyped-def]
+    """Give the one class, 0 or 1, of a segment's voxels, or `_MIXED`."""
+    first = padded[b, z, y, start]
+    if first > 1:
+        return _MIXED
+    for x in range(start + 1, stop):
+        if padded[b, z, y, x] != first:
+            return _MIXED
+    return first
+
+
+@_compiled
+def _repeats(padded, b):  # type: ignore[no-untyped-def]
+    """Tell whether a volume equals the one before it."""
+    for z in range(padded.shape[1]):
+        for y in range(padded.shape[2]):
+            for x in range(padded.shape[3]):
+                if padded[b, z, y, x] != padded[b - 1, z, y, x]:
+                    return False
+    return True
+
+
+@_compiled
+def _estimate(counts, context):  # type: ignore[no-untyped-def]
+    """Estimate the probability of a one, 1 to 65535 of 65536, from counts of zeros and ones."""
+    zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
+    return max(1, ((2 * ones + 1) << 16) // (2 * (zeros + ones) + 2))
+
+
+@_compiled
+def _estimate_finite(counts, nearest_counts, context):  # type: ignore[no-untyped-def]
+    zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
+    inherited = _estimate(nearest_counts, context & _NEAREST) * _INHERITED_WEIGHT
+    return max(1, ((ones << 16) + inherited) // (zeros + ones + _INHERITED_WEIGHT))
+
+
+@_compiled
+def _count(counts, context, bit):  # type: ignore[no-untyped-def]
+    counts[context, bit] += 1
+    if counts[context, bit] >= _MAX_COUNT:
+        counts[context, 0] >>= 1
+        counts[context, 1] >>= 1
+
+
+@_compiled
+def _shift_low(state, out):  # type: ignore[no-untyped-def]
+    """Move the top byte out, held back as long as a carry may still change it."""
+    low = state[_LOW]
+    if low < 0xFF000000 or low > _MASK_32:
+        carry = low >> 32
+        position = state[_POSITION]
+        byte = state[_CACHE]
+        for _ in range(state[_PENDING]):
+            # The first byte is always zero and is not part of the output.
+            if position >= 0:
+                out[position] = (byte + carry) & 0xFF
+            position += 1
+            byte = 0xFF
+        state[_POSITION] = position
+        state[_PENDING] = 0
+        state[_CACHE] = (low >> 24) & 0xFF
+    state[_PENDING] += 1
+    state[_LOW] = (low & 0x00FFFFFF) << 8
+
+
+@_compiled
+def _encode_bit(state, out, probability, bit):  # type: ignore[no-untyped-def]
+    # The rarer value gets the rounded-down share, so that the common one costs no more than due.
+    rare = probability <= 1 << 15
+    share = probability if rare else (1 << 16) - probability
+    bound = (state[_RANGE] >> 16) * share
+    if (bit == 1) == rare:
+        state[_RANGE] = bound
+    else:
+        state[_LOW] += bound
+        state[_RANGE] -= bound
+    while state[_RANGE] < _TOP:
+        state[_RANGE] <<= 8
+        _shift_low(state, out)
+
+
+@_compiled
+def _decode_bit(state, payload, probability):  # type: ignore[no-untyped-def]
+    rare = probability <= 1 << 15
+    share = probability if rare else (1 << 16) - probability
+    bound = (state[_RANGE] >> 16) * share
+    if state[_LOW] < bound:
+        state[_RANGE] = bound
+        bit = 1 if rare else 0
+    else:
+        state[_LOW] -= bound
+        state[_RANGE] -= bound
+        bit = 0 if rare else 1
+    while state[_RANGE] < _TOP:
+        state[_RANGE] <<= 8
+        state[_LOW] = (state[_LOW] << 8) | _next_byte(state, payload)
+    return bit
+
+
+@_compiled
+def _next_byte(state, payload):  # type: ignore[no-untyped-def]
+    position = state[_POSITION]
+    state[_POSITION] += 1
+    return np.int64(payload[position]) if position < payload.size else np.int64(0)
+
+
+@_compiled
+def _with_room(state, out, n_bytes):  # type: ignore[no-untyped-def]
+    """Give `out`, or a larger copy of it, with room for `n_bytes` more and the end."""
+    needed = state[_POSITION] + state[_PENDING] + n_bytes + _SLACK_BYTES
+    if needed <= out.size:
+        return out
+    grown = np.empty(2 * needed, np.uint8)
+    grown[: out.size] = out
+    return grown
+
+
+@_compiled
+def encode_voxels(padded):  # type: ignore[no-untyped-def]
+    """Encode classes 0 to 3.
+
+    Parameters
+    ----------
+    padded : ndarray of uint8
+        Shape (B, Z + 3, Y + 3, X + 3), margins of zeros.
+
+    Returns
+    -------
+    ndarray of uint8
+        The payload.
+
+    References
+    ----------
+    `docs/format.md` §5
+    """
+    n_volumes, n_z, n_y, n_x = padded.shape
+    counts = np.zeros((_N_CONTEXTS, 2), np.uint32)
+    nearest_counts = np.zeros((_NEAREST + 1, 2), np.uint32)
+    infinite_counts = np.zeros((64, 2), np.uint32)
+    negative_counts = np.zeros((64, 2), np.uint32)
+    segment_counts = np.zeros((2, 2), np.uint32)
+    volume_counts = np.zeros((1, 2), np.uint32)
+    n_segments = (n_x - MARGIN_BEFORE - MARGIN_AFTER + SEGMENT - 1) // SEGMENT
+    segments = np.zeros((n_volumes, n_z, n_y, n_segments + 2), np.uint8)
+    state = np.array([0, _MASK_32, 0, 1, -1], np.int64)
+    out = np.empty(1024, np.uint8)
+    for b in range(n_volumes):
+        if b > 0:
+            out = _with_room(state, out, 0)
+            bit = 0 if _repeats(padded, b) else 1
+            _encode_bit(state, out, _estimate(volume_counts, 0), bit)
+            _count(volume_counts, 0, bit)
+            if bit == 0:
+                segments[b] = segments[b - 1]
+                continue
+        for z in range(2, n_z - 1):
+            for y in range(2, n_y - 1):
+                out = _with_room(state, out, _MAX_BYTES_PER_VOXEL * n_x)
+                for s in range(1, n_segments + 1):
+                    start = MARGIN_BEFORE + SEGMENT * (s - 1)
+                    stop = min(start + SEGMENT, n_x - MARGIN_AFTER)
+                    summary = _summary(padded, b, z, y, start, stop)
+                    segments[b, z, y, s] = summary
+                    around = _surroundings(segments, b, z, y, s)
+                    if around != _MIXED:
+                        bit = 1 if summary != around else 0
+                        _encode_bit(state, out, _estimate(segment_counts, around), bit)
+                        _count(segment_counts, around, bit)
+                        if bit == 0:
+                            continue
+                    for x in range(start, stop):
+                        voxel = padded[b, z, y, x]
+                        context = _context(padded, b, z, y, x)
+                        probability = _estimate_finite(counts, nearest_counts, context)
+                        bit = 1 if voxel > 0 else 0
+                        _encode_bit(state, out, probability, bit)
+                        _count(counts, context, bit)
+                        _count(nearest_counts, context & _NEAREST, bit)
+                        if voxel > 0:
+                            kind = _kind_context(padded, b, z, y, x)
+                            bit = 1 if voxel > 1 else 0
+                            _encode_bit(state, out, _estimate(infinite_counts, kind), bit)
+                            _count(infinite_counts, kind, bit)
+                            if voxel > 1:
+                                bit = 1 if voxel > 2 else 0
+                                _encode_bit(state, out, _estimate(negative_counts, kind), bit)
+                                _count(negative_counts, kind, bit)
+    # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
+    n_tail = _TAIL_BYTES
+    for n_bytes in range(_TAIL_BYTES + 1):
+        step = np.int64(1) << (32 - 8 * n_bytes)
+        rounded = (state[_LOW] + step - 1) // step * step
+        if rounded < state[_LOW] + state[_RANGE]:
+            state[_LOW] = rounded
+            n_tail = n_bytes
+            break
+    n_payload = state[_POSITION] + state[_PENDING] + n_tail
+    for _ in range(_TAIL_BYTES + 1):
+        _shift_low(state, out)
+    return out[:n_payload].copy()
+
+
+@_compiled
+def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
+    """Decode classes 0 to 3 into the inside of an array of zeros; the twin of `encode_voxels`.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8
+    padded : ndarray of uint8
+        Shape (B, Z + 3, Y + 3, X + 3); written.
+
+    Returns
+    -------
+    bool
+        Whether an encoder can have written this payload for this shape, as far as its start and
+        its length tell.
+    """
+    n_volumes, n_z, n_y, n_x = padded.shape
+    counts = np.zeros((_N_CONTEXTS, 2), np.uint32)
+    nearest_counts = np.zeros((_NEAREST + 1, 2), np.uint32)
+    infinite_counts = np.zeros((64, 2), np.uint32)
+    negative_counts = np.zeros((64, 2), np.uint32)
+    segment_counts = np.zeros((2, 2), np.uint32)
+    volume_counts = np.zeros((1, 2), np.uint32)
+    n_segments = (n_x - MARGIN_BEFORE - MARGIN_AFTER + SEGMENT - 1) // SEGMENT
+    segments = np.zeros((n_volumes, n_z, n_y, n_segments + 2), np.uint8)
+    state = np.array([0, _MASK_32, 0, 0, 0], np.int64)
+    for _ in range(_TAIL_BYTES):
+        state[_LOW] = (state[_LOW] << 8) | _next_byte(state, payload)
+    if state[_LOW] >= state[_RANGE]:
+        return False
+    for b in range(n_volumes):
+        if b > 0:
+            bit = _decode_bit(state, payload, _estimate(volume_counts, 0))
+            _count(volume_counts, 0, bit)
+            if bit == 0:
+                padded[b] = padded[b - 1]
+                segments[b] = segments[b - 1]
+                continue
+        for z in range(2, n_z - 1):
+            for y in range(2, n_y - 1):
+                if state[_POSITION] > payload.size + _TAIL_BYTES:
+                    return False
+                for s in range(1, n_segments + 1):
+                    start = MARGIN_BEFORE + SEGMENT * (s - 1)
+                    stop = min(start + SEGMENT, n_x - MARGIN_AFTER)
+                    around = _surroundings(segments, b, z, y, s)
+                    if around != _MIXED:
+                        bit = _decode_bit(state, payload, _estimate(segment_counts, around))
+                        _count(segment_counts, around, bit)
+                        if bit == 0:
+                            padded[b, z, y, start:stop] = around
+                            segments[b, z, y, s] = around
+                            continue
+                    for x in range(start, stop):
+                        context = _context(padded, b, z, y, x)
+                        probability = _estimate_finite(counts, nearest_counts, context)
+                        bit = _decode_bit(state, payload, probability)
+                        _count(counts, context, bit)
+                        _count(nearest_counts, context & _NEAREST, bit)
+                        if bit == 1:
+                            voxel = 1
+                            kind = _kind_context(padded, b, z, y, x)
+                            bit = _decode_bit(state, payload, _estimate(infinite_counts, kind))
+                            _count(infinite_counts, kind, bit)
+                            if bit == 1:
+                                probability = _estimate(negative_counts, kind)
+                                bit = _decode_bit(state, payload, probability)
+                                _count(negative_counts, kind, bit)
+                                voxel = 2 + bit
+                            padded[b, z, y, x] = voxel
+                    segments[b, z, y, s] = _summary(padded, b, z, y, start, stop)
+    return payload.size <= state[_POSITION] <= payload.size + _TAIL_BYTES
