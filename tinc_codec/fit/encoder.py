@@ -9,7 +9,7 @@ import numpy as np
 from tinc_codec.entropy.weights import encode_symbols
 from tinc_codec.errors import TargetError
 from tinc_codec.fit.plan import fit_plan
-from tinc_codec.fit.trainer import Trainer, tensors_of
+from tinc_codec.fit.trainer import FitResult, Trainer, tensors_of
 from tinc_codec.model.budget import allocate_nodes, node_importance, plan_shape
 from tinc_codec.model.octree_mlp import TreeShape
 from tinc_codec.model.section import TreeSection, fixed_bytes, write_tree
@@ -21,12 +21,27 @@ _TARGET_DEVIATION = 0.5
 """Standard deviation of the values that networks are fitted to."""
 _CODER_BYTES = 5
 """At most so many bytes does the range coder end with beyond the symbols' information."""
+_LEAST_BITS = 64.0
 _BATCH_VOXELS = 1 << 26
+"""Voxels fitted together at most: 256 MiB of float32."""
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One chunk's part in a batch."""
+class Task:
+    """One chunk's part in a batch.
+
+    Attributes
+    ----------
+    index : int
+        Its place among the chunks of the call.
+    volumes : ndarray of float32
+        Shape (B, z, y, x), in [0, 1].
+    classes : ndarray of uint8 or None
+        As many voxels; not 0 where a voxel does not count.
+    shape : TreeShape
+    limit_bytes : int
+        For its section.
+    """
 
     index: int
     volumes: np.ndarray
@@ -69,13 +84,13 @@ def encode_trees(
     -------
     list of bytes
     """
-    groups: dict[TreeShape, list[_Task]] = {}
+    groups: dict[TreeShape, list[Task]] = {}
     for index, (values, kinds, limit) in enumerate(zip(volumes, classes, limits, strict=True)):
         batched: tuple[int, int, int, int] = values.shape
         shape = plan_shape(batched, limit, params)
         if params.node_split in ("aoi", "variance") and shape.levels > 1:
             shape = allocate_nodes(shape, node_importance(shape, values, params.node_split))
-        task = _Task(index, values, kinds, shape, limit)
+        task = Task(index, values, kinds, shape, limit)
         groups.setdefault(shape, []).append(task)
     sections: dict[int, bytes] = {}
     for shape, tasks in groups.items():
@@ -87,86 +102,100 @@ def encode_trees(
 
 
 def _encode_batch(
-    shape: TreeShape, tasks: list[_Task], params: EncodingParams, device: str, threads: int
+    shape: TreeShape, tasks: list[Task], params: EncodingParams, device: str, threads: int
 ) -> dict[int, bytes]:
-    offsets, gains, blocks, weights = [], [], [], []
-    voxels = math.prod(shape.leaf_size)
-    any_classes = any(task.classes is not None for task in tasks)
-    for task in tasks:
-        counted = np.ones(task.volumes.shape, dtype=np.uint8)
-        if task.classes is not None:
-            counted = (task.classes == 0).astype(np.uint8).reshape(task.volumes.shape)
-        offset, gain = standardise(task.volumes, counted)
-        offsets.append(offset)
-        gains.append(gain)
-        scale = np.where(gain > 0, gain, 1.0)[:, None, None, None]
-        values = (task.volumes - offset[:, None, None, None]) / scale
-        blocks.append(to_blocks(values, shape.leaf_origins, shape.leaf_extents, voxels))
-        if any_classes:
-            weights.append(to_blocks(counted, shape.leaf_origins, shape.leaf_extents, voxels))
-    fitted = Trainer(
-        shape,
-        np.stack(blocks),
-        np.stack(weights) if any_classes else None,
-        np.array([max(64.0, task.symbol_bits) for task in tasks]),
-        fit_plan(shape, params),
-        device,
-        threads,
-    ).run()
+    fitted, scalings = fit_batch(shape, tasks, params, device, threads)
     return {
-        task.index: _fill_limit(task, fitted.parameters[i], fitted.codes[i], offsets[i], gains[i])
+        task.index: fill_limit(task, fitted.parameters[i], fitted.codes[i], scalings[i])
         for i, task in enumerate(tasks)
     }
 
 
-def standardise(volumes: np.ndarray, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_batch(
+    shape: TreeShape, tasks: Sequence[Task], params: EncodingParams, device: str, threads: int
+) -> tuple[FitResult, list[np.ndarray]]:
+    """Fit chunks that share a shape.
+
+    Returns
+    -------
+    FitResult
+    list of ndarray of float32
+        Per chunk, its scaling: see `standardise`.
+    """
+    voxels = math.prod(shape.leaf_size)
+    any_classes = any(task.classes is not None for task in tasks)
+    scalings, blocks, weights = [], [], []
+    for task in tasks:
+        counted = np.ones(task.volumes.shape, dtype=np.uint8)
+        if task.classes is not None:
+            counted = (task.classes == 0).astype(np.uint8).reshape(task.volumes.shape)
+        scaling = standardise(task.volumes, counted)
+        scalings.append(scaling)
+        offset, gain = scaling.T[:, :, None, None, None]
+        values = (task.volumes - offset) / np.where(gain > 0, gain, np.float32(1))
+        blocks.append(to_blocks(values, shape.leaf_origins, shape.leaf_extents, voxels))
+        if any_classes:
+            weights.append(to_blocks(counted, shape.leaf_origins, shape.leaf_extents, voxels))
+    trainer = Trainer(
+        shape,
+        np.stack(blocks),
+        np.stack(weights) if any_classes else None,
+        np.array([max(_LEAST_BITS, task.symbol_bits) for task in tasks]),
+        fit_plan(shape, params),
+        device,
+        threads,
+    )
+    return trainer.run(), scalings
+
+
+def standardise(volumes: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Find per volume the mean and the gain that give its values a fixed deviation.
 
     Returns
     -------
-    offset, gain : ndarray of float32
-        Shape (B,); the network learns (volume - offset) / gain. A constant volume has gain 0.
+    ndarray of float32
+        Shape (B, 2), offset and gain: the network learns (volume - offset) / gain. A constant
+        volume has gain 0.
     """
-    offsets, gains = [], []
-    for volume, used in zip(volumes, counted, strict=True):
+    scaling = np.zeros((len(volumes), 2), dtype=np.float32)
+    for row, volume, used in zip(scaling, volumes, counted, strict=True):
         values = volume[used != 0]
-        offsets.append(values.mean(dtype=np.float64) if values.size else 0.0)
-        gains.append(values.std(dtype=np.float64) / _TARGET_DEVIATION if values.size else 0.0)
-    return np.array(offsets, dtype=np.float32), np.array(gains, dtype=np.float32)
+        if values.size:
+            row[0] = values.mean(dtype=np.float64)
+            row[1] = values.std(dtype=np.float64) / _TARGET_DEVIATION
+    return scaling
 
 
-def _fill_limit(
-    task: _Task,
-    parameters: np.ndarray,
-    codes: np.ndarray,
-    offset: np.ndarray,
-    gain: np.ndarray,
-) -> bytes:
-    """Round the weights with the finest steps whose section fits."""
+def fill_limit(task: Task, parameters: np.ndarray, codes: np.ndarray, scaling: np.ndarray) -> bytes:
+    """Round a fit's weights with the finest steps whose section fits, and write the section.
+
+    Raises
+    ------
+    TargetError
+        If none fits.
+    """
     search = StepSearch(tensors_of(task.shape, parameters), codes.tolist())
     position = search.finest_within(task.symbol_bits)
     while position is not None:
-        section = _section(task.shape, search.at(position), offset, gain)
+        section = _section(task.shape, search.at(position), scaling)
         if len(section) <= task.limit_bytes:
             return section
-        position += 1
         if search.bits_at(position) == 0.0:
             break
+        position += 1
     raise TargetError(
         f"a tree for a chunk of {task.volumes.shape} voxels does not fit {task.limit_bytes} bytes; "
         "use larger chunks or a smaller ratio"
     )
 
 
-def _section(
-    shape: TreeShape, tensors: list[QuantisedTensor], offset: np.ndarray, gain: np.ndarray
-) -> bytes:
+def _section(shape: TreeShape, tensors: list[QuantisedTensor], scaling: np.ndarray) -> bytes:
     models = tuple(tensor.model for tensor in tensors)
     return write_tree(
         TreeSection(
             shape=shape,
-            offsets=tuple(offset.tolist()),
-            gains=tuple(gain.tolist()),
+            offsets=tuple(scaling[:, 0].tolist()),
+            gains=tuple(scaling[:, 1].tolist()),
             step_codes=tuple(tensor.step_code for tensor in tensors),
             models=models,
             coded=encode_symbols([tensor.symbols for tensor in tensors], models),

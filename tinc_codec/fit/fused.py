@@ -8,7 +8,7 @@ leaf's samples stay in the nearest caches from the coordinates to the gradient.
 import numpy as np
 from numba import njit
 
-from tinc_codec.model.fused import affine, reduce_angle, sine_of_reduced
+from tinc_codec.model.fused import TURNS_PER_RADIAN, affine, fraction_of_turn, sine_of_turn
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": True}
 
@@ -16,19 +16,20 @@ _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": Tr
 @njit(**_COMPILE)
 def sine_and_slope(z, w0, y, slope, n_rows, n):  # type: ignore[no-untyped-def]
     """Compute y = sin(w0 z) and slope = w0 cos(w0 z); all [n_rows, n]."""
+    turns = w0 * TURNS_PER_RADIAN
     for o in range(n_rows):
         zr = z[o]
         yr = y[o]
         cr = slope[o]
         for s in range(n):
-            r, sign = reduce_angle(zr[s] * w0)
-            yr[s] = sign * sine_of_reduced(r)
-            t = r * r
-            q = np.float32(2.443315711809948e-5) - np.float32(2.7e-7) * t
-            q = q * t - np.float32(1.388731625493765e-3)
-            q = q * t + np.float32(4.166664568298827e-2)
-            q = q * t - np.float32(0.5)
-            cr[s] = sign * (q * t + np.float32(1)) * w0
+            f = fraction_of_turn(zr[s], turns)
+            yr[s] = sine_of_turn(f)
+            t = f * f
+            q = np.float32(58.794040679931641) - np.float32(21.0767822265625) * t
+            q = q * t - np.float32(85.272399902343750)
+            q = q * t + np.float32(64.928726196289062)
+            q = q * t - np.float32(19.738983154296875)
+            cr[s] = (q * t + np.float32(1)) * w0
 
 
 @njit(**_COMPILE)
@@ -104,9 +105,9 @@ def input_gradient(parameters, weight, n_out, n_in, d, slope, dx, n):  # type: i
 
 
 @njit(**_COMPILE)
-def gather(
+def gather(  # type: ignore[no-untyped-def]
     x, target, importance, values, weights, extent, origin, coordinate_map, axes, start, stride, n
-):  # type: ignore[no-untyped-def]
+):
     """Pick n voxels start, start + stride, ... (modulo the block): coordinates, values, weights."""
     height = extent[1]
     length = extent[2]

@@ -8,6 +8,8 @@ from tinc_codec.params import EncodingParams
 
 STEPS_BY_EFFORT = (200, 500, 1000, 2000, 4500, 9000, 15000, 25000, 40000, 80000)
 """At the default, 4, a 64^3 chunk at 64x takes about 10 s on two cores."""
+_LEARNING_RATE = 0.2
+"""Over the width of the widest node: wider sine layers diverge at a rate that narrow ones like."""
 _SAMPLED_PART = 16
 _FEWEST_SAMPLES, _MOST_SAMPLES = 64, 1024
 
@@ -21,5 +23,9 @@ def fit_plan(shape: TreeShape, params: EncodingParams) -> FitPlan:
     samples = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, voxels // _SAMPLED_PART))
     pruning = "none" if params.pruning == "auto" else params.pruning
     return FitPlan(
-        steps=STEPS_BY_EFFORT[params.effort], samples=samples, pruning=pruning, seed=params.seed
+        steps=STEPS_BY_EFFORT[params.effort],
+        samples=samples,
+        learning_rate=_LEARNING_RATE / max(max(row) for row in shape.widths),
+        pruning=pruning,
+        seed=params.seed,
     )

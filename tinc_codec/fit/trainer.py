@@ -28,6 +28,9 @@ _LMBDA_RATE = 0.03
 _NATURAL_SLOPE = 0.8
 """d ln(MSE) / d ln(rate) of these models near their best rate: where lmbda starts."""
 _CALIBRATIONS = 12
+_GUARD_STEPS = 100
+_RUN_AWAY = 1.5
+"""A loss so many times the best one means that the learning rate was too high."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class FitPlan:
         Parts of the steps before the quantiser enters, and with straight-through rounding; the
         rest trains with noise.
     learning_rate : float
+        At the start; halved for a chunk whose loss runs away.
     pruning : str
         "none", "iterative" or "dynamic".
     seed : int
@@ -51,9 +55,9 @@ class FitPlan:
 
     steps: int
     samples: int
-    float_share: float = 0.4
+    float_share: float = 0.2
     rounding_share: float = 0.25
-    learning_rate: float = 6e-3
+    learning_rate: float
     pruning: str = "none"
     seed: int = 0
 
@@ -128,6 +132,9 @@ class Trainer:
         self._correction = torch.ones_like(self._target)
         self._mse = torch.zeros_like(self._target)
         self._log_steps = torch.zeros(chunks, len(sizes), device=device)
+        self._pace = torch.ones(chunks, 1, 1, device=device)
+        self._best = torch.full_like(self._target, torch.inf)
+        self._safe = (self._p.clone(), self._v.clone())
         self._step_moments = (torch.zeros_like(self._log_steps), torch.zeros_like(self._log_steps))
 
     def run(self) -> FitResult:
@@ -143,6 +150,8 @@ class Trainer:
         try:
             with torch.no_grad():
                 for step in range(plan.steps):
+                    if step < noise_from and step % _GUARD_STEPS == _GUARD_STEPS - 1:
+                        self._guard()
                     if step == noise_from:
                         self._start_steps()
                     if step == round_from:
@@ -192,9 +201,27 @@ class Trainer:
         size = self._plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         size *= min(1.0, (step + 1) / _WARM_UP_STEPS) / (1 - _BETA1 ** (step + 1))
         denominator = self._v.sqrt().mul_((1 - _BETA2 ** (step + 1)) ** -0.5).add_(_EPSILON)
-        p.addcdiv_(self._m, denominator, value=-size)
+        p.addcdiv_(self._m * self._pace, denominator, value=-size)
         if self._keep is not None:
             p.mul_(self._keep)
+
+    def _guard(self) -> None:
+        """Remember the chunks that do well; take those that ran away back, at half the pace."""
+        failed = ~(self._mse <= _RUN_AWAY * self._best)
+        if bool(failed.any()):
+            where = failed[:, None, None]
+            self._p = torch.where(where, self._safe[0], self._p)
+            self._v = torch.where(where, self._safe[1], self._v)
+            self._m.masked_fill_(where, 0.0)
+            self._pace[failed] *= 0.5
+            self._mse = torch.where(failed, self._best, self._mse)
+        better = self._mse < self._best
+        self._best = torch.where(better, self._mse, self._best)
+        where = better[:, None, None]
+        self._safe = (
+            torch.where(where, self._p, self._safe[0]),
+            torch.where(where, self._v, self._safe[1]),
+        )
 
     def _learn_steps(
         self,

@@ -56,11 +56,10 @@ def _evaluate_compiled(
 ) -> None:
     from tinc_codec.model import fused
 
-    target = out
-    if not out.dtype.isnative or out.dtype == np.float16:
-        # The compiler knows neither; both go through a type that holds their values exactly.
-        wider = np.float32 if out.dtype == np.float16 else out.dtype.newbyteorder("=")
-        target = np.empty(out.shape, dtype=wider)
+    target, native = out, out.dtype.newbyteorder("=")
+    if not out.dtype.isnative or native == np.float16:
+        # The compiler knows neither; from float64, a float16 is rounded once.
+        target = np.empty(out.shape, dtype=np.float64 if native == np.float16 else native)
     mapping = value_mapping(info)
     jobs = []
     shares = max(1, min(shape.leaf_count, 4 * threads)) if threads > 1 else 1

@@ -11,6 +11,7 @@ from tinc_codec.errors import CorruptStreamError
 MAX_LEVELS = 6
 MAX_LAYERS = 8
 MAX_WIDTH = 255
+MAX_W0 = 1000.0
 MIN_LEAF = 4
 """An axis is split no further once its blocks would get shorter than this, in voxels."""
 
@@ -114,8 +115,8 @@ class TreeShape:
             raise CorruptStreamError("widths: not one per node")
         if not all(1 <= width <= MAX_WIDTH for row in self.widths for width in row):
             raise CorruptStreamError(f"widths: not in 1 to {MAX_WIDTH}")
-        if not (math.isfinite(self.w0) and self.w0 > 0):
-            raise CorruptStreamError(f"w0: {self.w0} is not a positive number")
+        if not 0 < self.w0 <= MAX_W0:
+            raise CorruptStreamError(f"w0: {self.w0} is not a number in (0, {MAX_W0:g}]")
 
     @property
     def levels(self) -> int:

@@ -16,6 +16,7 @@ from tinc_codec.quantise.scalar import dequantise, q_step
 _F32 = struct.Struct("<f")
 _SCALING = struct.Struct("<ff")
 _FAMILY_BIT = 0x80
+MAX_SCALING = 256
 UNEQUAL = 0
 """Stands for a level's width where a width per node follows."""
 
@@ -122,8 +123,9 @@ def read_tree(body: bytes | memoryview, grid: tuple[int, int, int], volumes: int
     scaling = np.frombuffer(
         reader.read_bytes(volumes * _SCALING.size, "offsets and gains"), dtype="<f4"
     )
-    if not np.isfinite(scaling).all():
-        raise CorruptStreamError("offsets and gains: not finite")
+    # Beyond it a network's output could overflow float32; no chunk in [0, 1] comes near.
+    if not (np.abs(scaling) <= MAX_SCALING).all():
+        raise CorruptStreamError(f"offsets and gains: not within +-{MAX_SCALING}")
     codes, models = [], []
     for _ in shape.tensors:
         codes.append(reader.read_u8("step code"))
