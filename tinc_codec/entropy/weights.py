@@ -7,6 +7,7 @@ only, so that every machine derives the same ones.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import constriction
 import numpy as np
@@ -20,6 +21,9 @@ _OCTAVE = [1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.414
            1.5422108254079407, 1.681792830507429, 1.8340080864093424]  # fmt: skip
 GEOMETRIC, GAUSSIAN = 0, 1
 ZERO_STEPS = 128
+_PRECISION = 24
+_KEPT = 1 << 12
+"""Tables for smaller magnitudes are kept: a search asks for the same few again and again."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,10 @@ class SymbolModel:
     magnitude: int
 
 
-def probabilities(model: SymbolModel) -> np.ndarray:
-    """Tabulate a model: float64 [2 * magnitude + 1], for symbols -magnitude to magnitude."""
-    size = math.ldexp(_OCTAVE[model.scale % SCALE_STEPS], (model.scale - SCALE_BIAS) // SCALE_STEPS)
-    k = np.arange(model.magnitude + 1, dtype=np.float64)
-    if model.family == GEOMETRIC:
+def _weights_to(family: int, scale: int, count: int) -> np.ndarray:
+    size = math.ldexp(_OCTAVE[scale % SCALE_STEPS], (scale - SCALE_BIAS) // SCALE_STEPS)
+    k = np.arange(count, dtype=np.float64)
+    if family == GEOMETRIC:
         theta = (math.sqrt(1.0 + size * size) - 1.0) / size
         half = np.cumprod(np.where(k == 0, 1.0, theta))
     else:
@@ -65,12 +68,49 @@ def probabilities(model: SymbolModel) -> np.ndarray:
         half = np.cumprod(np.concatenate([[1.0], odd_powers]))
     # Constriction leaves every symbol a probability; keep its sums away from denormal numbers.
     half = np.maximum(half, 1e-30)
+    half.flags.writeable = False
+    return half
+
+
+_kept_weights_to = lru_cache(maxsize=256)(_weights_to)
+
+
+def _half_table(family: int, scale: int, magnitude: int) -> np.ndarray:
+    """Give the family's weights of the magnitudes 0 to `magnitude`, of which 0 has 1."""
+    if magnitude >= _KEPT:
+        return _weights_to(family, scale, magnitude + 1)
+    # A shorter table is the beginning of a longer one.
+    return _kept_weights_to(family, scale, 1 << magnitude.bit_length())[: magnitude + 1]
+
+
+def probabilities(model: SymbolModel) -> np.ndarray:
+    """Tabulate a model: float64 [2 * magnitude + 1], for symbols -magnitude to magnitude.
+
+    References
+    ----------
+    `docs/format.md` §8
+    """
+    half = _half_table(model.family, model.scale, model.magnitude)
     table = np.concatenate([half[:0:-1], half])
     if model.zero and model.magnitude:
         others = 2.0 * math.fsum(half[1:].tolist())
         table *= (1.0 - model.zero / ZERO_STEPS) / others
         table[model.magnitude] = model.zero / ZERO_STEPS
     return table
+
+
+def code_length(model: SymbolModel, counts: np.ndarray) -> float:
+    """Estimate the bits of symbols whose magnitudes 0, 1, ... occur so often."""
+    half = _half_table(model.family, model.scale, model.magnitude)
+    # The coder's integer weights, of which every symbol has one at least.
+    free = float((1 << _PRECISION) - (2 * model.magnitude + 1))
+    others = 2.0 * float(half[1:].sum())
+    if model.zero:
+        weights = half * (free * (1.0 - model.zero / ZERO_STEPS) / others) + 1.0
+        weights[0] = free * model.zero / ZERO_STEPS + 1.0
+    else:
+        weights = half * (free / (1.0 + others)) + 1.0
+    return float(counts @ (_PRECISION - np.log2(weights)))
 
 
 def choose_model(symbols: np.ndarray) -> tuple[SymbolModel, float]:
@@ -107,9 +147,7 @@ def choose_model(symbols: np.ndarray) -> tuple[SymbolModel, float]:
             centre = round(SCALE_STEPS * math.log2(target)) + SCALE_BIAS
             for scale in range(max(0, centre - 2), min(255, centre + 2) + 1):
                 model = SymbolModel(family, scale, z, largest)
-                table = probabilities(model)
-                logs = np.log2(table[largest:] / table.sum())
-                bits = -float(counts @ logs)
+                bits = code_length(model, counts)
                 if best is None or bits < best[1]:
                     best = model, bits
     assert best is not None
@@ -160,6 +198,8 @@ def decode_symbols(
         If the bits are no code of such tensors.
     """
     raw = bytes(data)
+    if raw.endswith(b"\0"):
+        raise CorruptStreamError("weights: the code ends in a zero byte")
     words = np.frombuffer(raw + b"\0" * (-len(raw) % 4), dtype="<u4").astype(np.uint32)
     decoder = constriction.stream.queue.RangeDecoder(words)
     tensors = []
@@ -173,4 +213,7 @@ def decode_symbols(
         except (AssertionError, ValueError) as error:
             raise CorruptStreamError(f"weights: {error}") from error
         tensors.append(symbols - np.int32(model.magnitude))
+    coded = any(size and model.magnitude for size, model in zip(sizes, models, strict=True))
+    if not decoder.maybe_exhausted() or (raw and not coded):
+        raise CorruptStreamError("weights: bytes follow the last symbol")
     return tensors

@@ -10,7 +10,7 @@ from tinc_codec.entropy.weights import encode_symbols
 from tinc_codec.errors import TargetError
 from tinc_codec.fit.plan import fit_plan
 from tinc_codec.fit.trainer import FitResult, Trainer, tensors_of
-from tinc_codec.model.budget import allocate_nodes, node_importance, plan_shape
+from tinc_codec.model.budget import allocate_nodes, is_possible, node_importance, plan_shape
 from tinc_codec.model.octree_mlp import TreeShape
 from tinc_codec.model.section import TreeSection, fixed_bytes, write_tree
 from tinc_codec.params import EncodingParams
@@ -89,7 +89,9 @@ def encode_trees(
         batched: tuple[int, int, int, int] = values.shape
         shape = plan_shape(batched, limit, params)
         if params.node_split in ("aoi", "variance") and shape.levels > 1:
-            shape = allocate_nodes(shape, node_importance(shape, values, params.node_split))
+            unequal = allocate_nodes(shape, node_importance(shape, values, params.node_split))
+            if is_possible(unequal, len(values), limit):
+                shape = unequal
         task = Task(index, values, kinds, shape, limit)
         groups.setdefault(shape, []).append(task)
     sections: dict[int, bytes] = {}
@@ -183,6 +185,10 @@ def fill_limit(task: Task, parameters: np.ndarray, codes: np.ndarray, scaling: n
         if search.bits_at(position) == 0.0:
             break
         position += 1
+    # With steps of 1 some weights may still not round to 0: the volumes' means fit all the same.
+    section = _section(task.shape, search.zeros(), scaling)
+    if len(section) <= task.limit_bytes:
+        return section
     raise TargetError(
         f"a tree for a chunk of {task.volumes.shape} voxels does not fit {task.limit_bytes} bytes; "
         "use larger chunks or a smaller ratio"

@@ -1,8 +1,11 @@
 """Which voxels a training step looks at: a fresh lattice per leaf and step."""
 
+from functools import cache
+
 import numpy as np
 
 
+@cache
 def _primes_from(start: int, count: int) -> np.ndarray:
     divisors = np.arange(3, int(start**0.5) + 64, 2)
     found: list[int] = []

@@ -55,7 +55,7 @@ class FitPlan:
 
     steps: int
     samples: int
-    float_share: float = 0.2
+    float_share: float = 0.15
     rounding_share: float = 0.25
     learning_rate: float
     pruning: str = "none"
@@ -147,6 +147,9 @@ class Trainer:
             noise_from + (round_from - noise_from) * i // (ROUNDS + 1) for i in range(1, ROUNDS + 1)
         }
         calibrate_every = max(1, (plan.steps - noise_from) // _CALIBRATIONS)
+        torch_threads = torch.get_num_threads()
+        # Tensors of some thousand weights: a second thread of torch's would only be waited for.
+        torch.set_num_threads(1)
         try:
             with torch.no_grad():
                 for step in range(plan.steps):
@@ -163,6 +166,7 @@ class Trainer:
                     phase = (step >= noise_from) + (step >= round_from)
                     self._advance(step, phase, noise_from)
         finally:
+            torch.set_num_threads(torch_threads)
             self._gradient.close()
         return FitResult(self._p.cpu().numpy(), step_codes(self._log_steps.cpu().numpy()))
 

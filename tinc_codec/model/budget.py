@@ -1,6 +1,7 @@
 """Bytes -> the shape of a tree: levels, and how wide each node may be."""
 
 import math
+from itertools import product
 
 import numpy as np
 
@@ -23,7 +24,7 @@ _SHARES = {
     1: (1.0,),
     2: (0.2, 0.8),
     3: (0.17, 0.40, 0.43),
-    4: (0.06, 0.14, 0.30, 0.50),
+    4: (0.025, 0.10, 0.35, 0.525),
 }
 AOI_THRESHOLD = 0.05
 """Voxels above this part of the value range are of interest (`node_split="aoi"`)."""
@@ -78,6 +79,14 @@ def plan_shape(
     return _smallest_shape(grid)
 
 
+def is_possible(shape: TreeShape, volumes: int, limit_bytes: int) -> bool:
+    """Tell whether a section of this shape is allowed and can be as short as the limit."""
+    allowed = parameter_limit(volumes * math.prod(shape.grid))
+    return (
+        fixed_bytes(shape, volumes) <= limit_bytes and shape.parameter_count * volumes <= allowed
+    )
+
+
 def smallest_section(batched_shape: tuple[int, int, int, int]) -> int:
     """Bytes of the smallest tree section that a chunk of (B, Z, Y, X) valid voxels can have."""
     volumes, z, y, x = batched_shape
@@ -126,37 +135,45 @@ def _width_for(size: float, inputs: float, layers: int, is_leaf: bool) -> float:
 def _level_widths(
     grid: tuple[int, int, int], layers: tuple[int, ...], shares: list[float], budget: float
 ) -> tuple[int, ...]:
-    """Spread the budget over the levels; the root takes up what whole widths leave over."""
+    """Spread the budget over the levels.
+
+    Widths are whole numbers, and small ones near the leaves: of the roundings of the ideal widths,
+    take the one for which the root, grown until the budget is used up, stays nearest to its own.
+    """
     levels = len(layers)
     axes = max(1, sum(n > 1 for n in grid))
     counts = [1]
     for split in axis_splits(grid, levels):
         counts.append(counts[-1] * math.prod(split))
-    widths = []
-    inputs = float(axes)
+    ideal: list[float] = []
     for level in range(levels):
+        inputs = ideal[-1] if level else float(axes)
         size = shares[level] * budget / counts[level]
         width = _width_for(size, inputs, layers[level], level == levels - 1)
-        widths.append(min(MAX_WIDTH, max(1, round(width))))
-        inputs = float(widths[-1])
+        ideal.append(min(float(MAX_WIDTH), max(1.0, width)))
 
-    def total(root: int) -> float:
-        below = [root, *widths[1:]]
+    def total(widths: tuple[int, ...]) -> float:
         return sum(
             counts[level]
             * _node_size(
-                below[level],
-                below[level - 1] if level else axes,
+                widths[level],
+                widths[level - 1] if level else axes,
                 layers[level],
                 level == levels - 1,
             )
             for level in range(levels)
         )
 
-    root = 1
-    while root < MAX_WIDTH and total(root + 1) <= budget:
-        root += 1
-    return (root, *widths[1:])
+    best = (1,) * levels
+    least = math.inf
+    for below in product(*({math.floor(w), math.ceil(w)} for w in ideal[1:])):
+        root = 1
+        while root < MAX_WIDTH and total((root + 1, *below)) <= budget:
+            root += 1
+        deviation = abs(math.log(root / ideal[0]))
+        if total((root, *below)) <= budget and deviation < least:
+            best, least = (root, *below), deviation
+    return best
 
 
 def allocate_nodes(shape: TreeShape, importance: list[np.ndarray]) -> TreeShape:

@@ -1,11 +1,15 @@
 """Steps and symbols that fit a byte budget."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from tinc_codec.entropy.weights import SymbolModel, choose_model
-from tinc_codec.quantise.scalar import MAX_STEP_CODE, q_step, quantise
+from tinc_codec.quantise.scalar import MAX_STEP_CODE, q_step, quantise, step_codes
+
+_LARGEST_SYMBOL = 1 << 12
+"""Finer steps gain nothing, and tables of so many symbols take long to compute."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,14 @@ class QuantisedTensor:
     bits: float
 
 
+def _finest_code(weights: np.ndarray) -> int:
+    """Return the code of the finest step with which no symbol gets too large."""
+    largest = float(np.abs(weights).max(initial=0))
+    if largest == 0:
+        return MAX_STEP_CODE
+    return int(step_codes(np.array(math.log(largest / _LARGEST_SYMBOL))))
+
+
 class StepSearch:
     """Trades the steps of a chunk's tensors against the length of its code.
 
@@ -46,6 +58,7 @@ class StepSearch:
     def __init__(self, tensors: list[np.ndarray], codes: list[int]) -> None:
         self._tensors = tensors
         self._codes = codes
+        self._finest = [_finest_code(tensor) for tensor in tensors]
         self._known: dict[tuple[int, int], QuantisedTensor] = {}
 
     def _tensor(self, index: int, code: int) -> QuantisedTensor:
@@ -60,7 +73,17 @@ class StepSearch:
         """Quantise all tensors at a position of the scale; larger is coarser."""
         whole, part = divmod(position, len(self._codes))
         codes = [c - whole - (index < part) for index, c in enumerate(self._codes)]
-        return [self._tensor(i, min(max(c, 0), MAX_STEP_CODE)) for i, c in enumerate(codes)]
+        return [
+            self._tensor(i, max(min(code, finest), 0))
+            for i, (code, finest) in enumerate(zip(codes, self._finest, strict=True))
+        ]
+
+    def zeros(self) -> list[QuantisedTensor]:
+        """Round every weight to 0, whatever its size: the shortest code there is."""
+        return [
+            QuantisedTensor(0, symbols, *choose_model(symbols))
+            for symbols in (np.zeros(len(tensor), dtype=np.int32) for tensor in self._tensors)
+        ]
 
     def bits_at(self, position: int) -> float:
         """Total length of the code at a position."""
