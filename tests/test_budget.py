@@ -170,7 +170,9 @@ class TestNodes:
         assert importance[1][7] == pytest.approx(volumes[:, 16:, 16:, 16:].std())
 
     @settings(max_examples=60)
-    @given(grids(30_000), st.integers(1, 3), st.integers(0, 99), st.sampled_from(["aoi", "variance"]))
+    @given(
+        grids(30_000), st.integers(1, 3), st.integers(0, 99), st.sampled_from(["aoi", "variance"])
+    )
     def test_the_size_stays_about_the_same(self, grid, levels, seed, rule):
         levels = min(levels, len(axis_splits(grid, levels)) + 1)
         shape = tree(levels, grid)

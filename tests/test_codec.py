@@ -4,6 +4,7 @@ import math
 import struct
 import threading
 import tracemalloc
+from dataclasses import replace
 
 import google_crc32c
 import numpy as np
@@ -485,7 +486,7 @@ class TestDamage:
             assert found.nbytes <= LIMIT
 
     def test_every_resigned_flip(self, sample):
-        """With a right checksum the parsers stand alone: an error, or an array of the right kind."""
+        """With a right checksum the parsers stand alone: an error or an array of the right kind."""
         stream, expected = sample
         survivors = 0
         for position in range(len(stream) - 4):
@@ -565,8 +566,6 @@ class TestHugeClaims:
         """The sample's sections in a chunk of another shape, signed."""
         header = header_of(sample[0])
         info = header.info
-        from dataclasses import replace
-
         changed = replace(info, shape=shape, valid_extent=shape, pad_value=None)
         return write_stream(Header(changed, 1.0, 1.0, header.sections))
 
@@ -584,8 +583,6 @@ class TestHugeClaims:
         # The mask's length contradicts the shape; classes take one byte per voxel at most.
         header = header_of(sample[0])
         sections = {Section.TREE: header.sections[Section.TREE]}
-        from dataclasses import replace
-
         info = replace(header.info, shape=shape, valid_extent=shape, pad_value=None)
         body = bytearray(sections[Section.TREE])
         body[0] = 7

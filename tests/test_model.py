@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests import tree_reference
 from tests.trees import grids, info_for, some_parameters, tree_shapes
 from tinc_codec.errors import CorruptStreamError
-from tinc_codec.model.evaluate import evaluate, evaluate_torch
+from tinc_codec.model.evaluate import evaluate, evaluate_batch, evaluate_torch
 from tinc_codec.model.octree_mlp import (
     MAX_LEVELS,
     MIN_LEAF,
@@ -335,18 +335,24 @@ class TestDtypes:
         np.testing.assert_array_equal(strided, packed)
         assert (wide[1::2] == 0).all()
 
-    def test_torch_path_writes_the_same_voxels(self, monkeypatch):
-        from tinc_codec.model import evaluate as module
-
-        info = info_for("<u2", CUBE.grid, (0, 60000))
-        parameters, scaling = some_parameters(CUBE), unit_scaling(1)
-        compiled, other = allocate(info), allocate(info)
-        evaluate(CUBE, parameters, scaling, info, compiled[None], "cpu", 1)
-        real = evaluate_torch
-        monkeypatch.setattr(module, "evaluate_torch", lambda s, p, c, _: real(s, p, c, "cpu"))
-        evaluate(CUBE, parameters, scaling, info, other[None], "somewhere else", 1)
-        difference = np.abs(compiled.astype(int) - other.astype(int))
-        assert difference.max() <= 1 + 60000 * TOLERANCE
+    @pytest.mark.parametrize("dtype", RANGES)
+    @pytest.mark.parametrize("byte_order", "<>")
+    def test_torch_writes_the_same_voxels(self, dtype, byte_order):
+        limits = [RANGES[dtype], (5, 100)]
+        infos = [info_for(byte_order + dtype, (2, *CUBE.grid), pair) for pair in limits]
+        parameters = [some_parameters(CUBE, 2, seed) for seed in (0, 1)]
+        scaling = [np.array([[0.5, 4.0]] * 2, dtype=np.float32)] * 2
+        outs = [allocate(info) for info in infos]
+        evaluate_batch(CUBE, parameters, scaling, infos, outs, "cpu")
+        for info, own, gains, found in zip(infos, parameters, scaling, outs, strict=True):
+            expected = allocate(info)
+            evaluate(CUBE, own, gains, info, expected, "cpu", 1)
+            half = float(info.value_max) / 2 - float(info.value_min) / 2
+            difference = np.abs(found / np.float64(half) - expected / np.float64(half)).max()
+            step = 1 if info.dtype.kind in "iu" else 64 if dtype == "f2" else 0
+            assert difference <= 16 * TOLERANCE + step / half
+            assert found.min() == info.value_min
+            assert found.max() == info.value_max
 
     @pytest.mark.parametrize("dtype", RANGES)
     def test_absurd_parameters_stay_within_the_value_range(self, dtype):
@@ -358,9 +364,7 @@ class TestDtypes:
             parameters = rng.integers(-32768, 32768, (1, shape.parameter_count), endpoint=True)
             scaling = np.array([[0.5, gain]], dtype=np.float32)
             out = np.empty(info.shape, info.dtype)
-            evaluate(
-                shape, parameters.astype(np.float32), scaling, info, out[None], "cpu", 1
-            )
+            evaluate(shape, parameters.astype(np.float32), scaling, info, out[None], "cpu", 1)
             assert np.isfinite(out.astype(np.float64)).all()
             assert out.min() >= info.value_min
             assert out.max() <= info.value_max

@@ -1,6 +1,7 @@
 """The quantise room: steps, symbols, the search for a budget, pruning."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ class TestSteps:
         assert steps[0] == 1.0
         assert steps[16] == 0.5
         assert steps[240] == 2.0**-15
-        assert all(a > b for a, b in zip(steps, steps[1:], strict=False))
+        assert all(a > b for a, b in pairwise(steps))
 
     @given(codes)
     def test_a_step_rounds_to_its_own_code(self, code):

@@ -13,6 +13,8 @@ import numpy as np
 
 WORD = 1 << 32
 TOTAL = 1 << 24
+OCTAVE = [1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.4142135623730951,
+          1.5422108254079407, 1.681792830507429, 1.8340080864093424]  # fmt: skip
 
 
 @dataclass
@@ -92,9 +94,7 @@ def tensor_shapes(
 
 def cumulative(code: TensorCode) -> list[int]:
     """§8.1 and §8.2: 24-bit cumulative weights of the symbols -magnitude to magnitude."""
-    octave = [1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096,
-              1.4142135623730951, 1.5422108254079407, 1.681792830507429, 1.8340080864093424]  # fmt: skip
-    size = octave[code.scale % 8] * 2.0 ** (code.scale // 8 - 8)
+    size = OCTAVE[code.scale % 8] * 2.0 ** (code.scale // 8 - 8)
     half = [1.0]
     if code.family == 0:
         theta = (math.sqrt(1.0 + size * size) - 1.0) / size
@@ -128,9 +128,7 @@ class RangeDecoder:
     """§8.3."""
 
     def __init__(self, data: bytes) -> None:
-        self.words = [
-            int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)
-        ]
+        self.words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
         self.taken = 0
         self.range = WORD * WORD - 1
         self.offset = self.next_word() * WORD + self.next_word()

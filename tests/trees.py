@@ -6,10 +6,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tinc_codec.fit.initialise import initial_parameters
+from tinc_codec.fit.sampler import LatticeSampler
 from tinc_codec.model.octree_mlp import MAX_LEVELS, TreeShape, axis_splits
 from tinc_codec.volume.chunk import ChunkInfo
+from tinc_codec.volume.partition import to_blocks
 
 UNIT_RANGE = (0.0, 1.0)
+SHAPE = TreeShape((12, 9, 10), (2, 1), ((6,), (3, 4, 2, 5, 3, 3, 1, 4)), 10.0)
 
 
 @st.composite
@@ -65,3 +68,25 @@ def info_for(
     return ChunkInfo(
         np.dtype(dtype), order, shape, shape, None, scalar(limits[0]), scalar(limits[1])
     )
+
+
+def blocks_of(shape: TreeShape, volumes: np.ndarray) -> np.ndarray:
+    """Volumes [model, z, y, x] as blocks [model, leaf, voxel]."""
+    return to_blocks(volumes, shape.leaf_origins, shape.leaf_extents, math.prod(shape.leaf_size))
+
+
+def some_blocks(shape: TreeShape, models: int = 1, seed: int = 0) -> np.ndarray:
+    """Noise to fit."""
+    rng = np.random.default_rng(seed)
+    return blocks_of(shape, rng.standard_normal((models, *shape.grid)).astype(np.float32))
+
+
+def some_weights(shape: TreeShape, models: int = 1, seed: int = 0) -> np.ndarray:
+    """A mask in which most voxels count."""
+    rng = np.random.default_rng(seed)
+    return blocks_of(shape, (rng.random((models, *shape.grid)) < 0.6).astype(np.uint8))
+
+
+def draw(shape: TreeShape, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and strides of one training step."""
+    return LatticeSampler(shape.leaf_extents.prod(axis=1), seed).draw()

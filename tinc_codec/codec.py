@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,12 @@ from tinc_codec.volume.chunk import (
 )
 from tinc_codec.volume.mask import decode_classes, encode_classes
 
+if TYPE_CHECKING:
+    from tinc_codec.model.octree_mlp import TreeShape
+
 __all__ = ["decode_chunk", "decode_chunks", "encode_chunk", "encode_chunks"]
+
+_DEVICE_VOXELS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -177,35 +182,86 @@ def decode_chunk(data: Any) -> np.ndarray:
 
 
 def decode_chunks(streams: Sequence[Any]) -> list[np.ndarray]:
-    """Decode chunks, in their order; parameters and errors as in `decode_chunk`."""
+    """Decode chunks, in their order; on a GPU those of one shape are evaluated together.
+
+    Parameters and errors as in `decode_chunk`.
+    """
     limit = config.get().max_decoded_bytes
-    decoded = []
-    for data in streams:
-        header = read_stream(data, max_decoded_bytes=limit)
-        decoded.append(_decode(header))
-    return decoded
+    parsed = [_parse(read_stream(data, max_decoded_bytes=limit)) for data in streams]
+    outs = [allocate(model.info) for model in parsed]
+    views = [
+        None if model.tree is None else valid_view(out, model.info)
+        for model, out in zip(parsed, outs, strict=True)
+    ]
+    trees = [
+        (model.tree, model.info, view)
+        for model, view in zip(parsed, views, strict=True)
+        if model.tree is not None and view is not None
+    ]
+    if trees:
+        _evaluate_trees(trees)
+    for model, out, view in zip(parsed, outs, views, strict=True):
+        if view is None:
+            fill_constant(out, model.info)
+        finish(out, model.info, model.classes, view)
+    return outs
 
 
-def _decode(header: Header) -> np.ndarray:
+@dataclass(frozen=True)
+class _Tree:
+    """A tree ready to be evaluated."""
+
+    shape: "TreeShape"
+    parameters: np.ndarray
+    scaling: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A stream whose sections are decoded; nothing of the chunk's size is allocated yet."""
+
+    info: ChunkInfo
+    classes: np.ndarray | None
+    tree: _Tree | None
+
+
+def _parse(header: Header) -> _Parsed:
     info = header.info
-    classes = None
+    classes = tree = None
     if Section.MASK in header.sections:
         classes = decode_classes(header.sections[Section.MASK], info.valid_extent)
-    if Section.TREE not in header.sections:
-        out = allocate(info)
-        fill_constant(out, info)
-        return finish(out, info, classes)
-    from tinc_codec.model.section import read_tree, tree_parameters
+    if Section.TREE in header.sections:
+        from tinc_codec.model.section import read_tree, tree_parameters
 
-    volumes, z, y, x = info.batched_shape
-    section = read_tree(header.sections[Section.TREE], (z, y, x), volumes)
-    parameters = tree_parameters(section, volumes)
-    from tinc_codec.model.evaluate import evaluate
-
-    out = allocate(info)
-    view = valid_view(out, info)
-    with config.cpu_slots() as threads:
+        volumes, z, y, x = info.batched_shape
+        section = read_tree(header.sections[Section.TREE], (z, y, x), volumes)
         scaling = np.array([section.offsets, section.gains], dtype=np.float32).T
+        tree = _Tree(section.shape, tree_parameters(section, volumes), scaling)
+    return _Parsed(info, classes, tree)
+
+
+def _evaluate_trees(trees: list[tuple[_Tree, ChunkInfo, np.ndarray]]) -> None:
+    from tinc_codec.model.evaluate import evaluate, evaluate_batch
+
+    with config.cpu_slots() as threads:
         device = config.resolve_device()
-        evaluate(section.shape, parameters, scaling, info, view, device, threads)
-    return finish(out, info, classes, view)
+        if device == "cpu":
+            for tree, info, view in trees:
+                evaluate(tree.shape, tree.parameters, tree.scaling, info, view, device, threads)
+            return
+        groups: dict[TreeShape, list[tuple[_Tree, ChunkInfo, np.ndarray]]] = {}
+        for item in trees:
+            groups.setdefault(item[0].shape, []).append(item)
+        for shape, items in groups.items():
+            # Bounded, so that the decoded float32 of a batch stays within 1 GiB of the device.
+            most = max(1, _DEVICE_VOXELS // math.prod(items[0][2].shape))
+            for first in range(0, len(items), most):
+                batch, infos, views = zip(*items[first : first + most], strict=True)
+                evaluate_batch(
+                    shape,
+                    [tree.parameters for tree in batch],
+                    [tree.scaling for tree in batch],
+                    infos,
+                    views,
+                    device,
+                )

@@ -37,12 +37,17 @@ def add_weight_gradient(gradient, weight, bias, n_out, n_in, x, d, n):  # type: 
     """Add d x^T to a layer's weights and the sum of d to its biases; x [n_in, n], d [n_out, n]."""
     zero = np.float32(0)
     for o in range(n_out):
-        dr = d[o]
-        row = weight + o * n_in
         total = zero
+        dr = d[o]
         for s in range(n):
             total += dr[s]
         gradient[bias + o] += total
+    # Two outputs by four inputs, the last output twice where their number is odd.
+    for o in range(0, n_out, 2):
+        pair = o + 1 < n_out
+        d0 = d[o]
+        d1 = d[o + 1] if pair else d0
+        row = weight + o * n_in
         i = 0
         while i + 4 <= n_in:
             x0 = x[i]
@@ -53,55 +58,60 @@ def add_weight_gradient(gradient, weight, bias, n_out, n_in, x, d, n):  # type: 
             t1 = zero
             t2 = zero
             t3 = zero
+            u0 = zero
+            u1 = zero
+            u2 = zero
+            u3 = zero
             for s in range(n):
-                e = dr[s]
+                e = d0[s]
+                f = d1[s]
                 t0 += e * x0[s]
                 t1 += e * x1[s]
                 t2 += e * x2[s]
                 t3 += e * x3[s]
+                u0 += f * x0[s]
+                u1 += f * x1[s]
+                u2 += f * x2[s]
+                u3 += f * x3[s]
             gradient[row + i] += t0
             gradient[row + i + 1] += t1
             gradient[row + i + 2] += t2
             gradient[row + i + 3] += t3
+            if pair:
+                gradient[row + n_in + i] += u0
+                gradient[row + n_in + i + 1] += u1
+                gradient[row + n_in + i + 2] += u2
+                gradient[row + n_in + i + 3] += u3
             i += 4
         while i < n_in:
             x0 = x[i]
             t0 = zero
+            u0 = zero
             for s in range(n):
-                t0 += dr[s] * x0[s]
+                t0 += d0[s] * x0[s]
+                u0 += d1[s] * x0[s]
             gradient[row + i] += t0
+            if pair:
+                gradient[row + n_in + i] += u0
             i += 1
 
 
 @njit(**_COMPILE)
-def input_gradient(parameters, weight, n_out, n_in, d, slope, dx, n):  # type: ignore[no-untyped-def]
-    """Compute dx = (W^T d) * slope, the gradient before the sine below; dx [n_in, n]."""
+def input_gradient(parameters, weight, n_out, n_in, d, slope, dx, transposed, n):  # type: ignore[no-untyped-def]
+    """Compute dx = (W^T d) * slope, the gradient before the sine below; dx [n_in, n].
+
+    `transposed` is scratch for W^T and as many zeros as it has rows.
+    """
     for i in range(n_in):
-        target = dx[i]
+        for o in range(n_out):
+            transposed[i * n_out + o] = parameters[weight + o * n_in + i]
+        transposed[n_in * n_out + i] = np.float32(0)
+    affine(transposed, 0, n_in * n_out, n_in, n_out, d, dx, n)
+    for i in range(n_in):
+        row = dx[i]
         c = slope[i]
         for s in range(n):
-            target[s] = np.float32(0)
-        o = 0
-        while o + 4 <= n_out:
-            p0 = parameters[weight + o * n_in + i]
-            p1 = parameters[weight + (o + 1) * n_in + i]
-            p2 = parameters[weight + (o + 2) * n_in + i]
-            p3 = parameters[weight + (o + 3) * n_in + i]
-            d0 = d[o]
-            d1 = d[o + 1]
-            d2 = d[o + 2]
-            d3 = d[o + 3]
-            for s in range(n):
-                target[s] += p0 * d0[s] + p1 * d1[s] + p2 * d2[s] + p3 * d3[s]
-            o += 4
-        while o < n_out:
-            p0 = parameters[weight + o * n_in + i]
-            d0 = d[o]
-            for s in range(n):
-                target[s] += p0 * d0[s]
-            o += 1
-        for s in range(n):
-            target[s] *= c[s]
+            row[s] *= c[s]
 
 
 @njit(**_COMPILE)
@@ -155,6 +165,7 @@ def loss_and_gradient(  # type: ignore[no-untyped-def]
     slopes = np.empty((n_layers, width, samples), np.float32)
     d = np.empty((width, samples), np.float32)
     d_next = np.empty((width, samples), np.float32)
+    transposed = np.empty((width + 1) * width, np.float32)
     target = np.empty(samples, np.float32)
     importance = np.ones(samples, np.float32)
     no_weights = np.empty(0, np.uint8)
@@ -198,6 +209,6 @@ def loss_and_gradient(  # type: ignore[no-untyped-def]
                 into = root if weight < root_size else own
                 add_weight_gradient(into, weight, bias, n_out, n_in, x[k], d_now, n)
                 if k > 0:
-                    input_gradient(p, weight, n_out, n_in, d_now, slopes[k], d_below, n)
+                    input_gradient(p, weight, n_out, n_in, d_now, slopes[k], d_below, transposed, n)
                     d_now, d_below = d_below, d_now
         loss[task] = task_loss

@@ -6,7 +6,7 @@ from tinc_codec.fit.trainer import FitPlan
 from tinc_codec.model.octree_mlp import TreeShape
 from tinc_codec.params import EncodingParams
 
-STEPS_BY_EFFORT = (200, 500, 1000, 2000, 4500, 9000, 15000, 25000, 40000, 80000)
+STEPS_BY_EFFORT = (200, 400, 800, 1600, 3000, 6000, 12000, 24000, 48000, 90000)
 """At the default, 4, a 64^3 chunk at 64x takes about 10 s on two cores."""
 _LEARNING_RATE = 0.25
 """Over the width of the widest node: wider sine layers diverge at a rate that narrow ones like."""

@@ -82,9 +82,7 @@ def plan_shape(
 def is_possible(shape: TreeShape, volumes: int, limit_bytes: int) -> bool:
     """Tell whether a section of this shape is allowed and can be as short as the limit."""
     allowed = parameter_limit(volumes * math.prod(shape.grid))
-    return (
-        fixed_bytes(shape, volumes) <= limit_bytes and shape.parameter_count * volumes <= allowed
-    )
+    return fixed_bytes(shape, volumes) <= limit_bytes and shape.parameter_count * volumes <= allowed
 
 
 def smallest_section(batched_shape: tuple[int, int, int, int]) -> int:

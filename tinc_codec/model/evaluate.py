@@ -1,5 +1,6 @@
 """Parameters -> voxels, on the CPU or on a GPU, in the chunk's dtype."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinc_codec.model.octree_mlp import TreeShape
-from tinc_codec.volume.chunk import ChunkInfo, denormalise, value_mapping
+from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 
 _SLAB_VALUES = 1 << 26
 """Activations held on a GPU at once, in values: 256 MiB."""
@@ -42,8 +43,40 @@ def evaluate(
     if device == "cpu":
         _evaluate_compiled(shape, parameters, scaling, info, out, threads)
     else:
-        values = evaluate_torch(shape, parameters[None], scaling[None], device)
-        denormalise(values[0].cpu().numpy(), info, out)
+        evaluate_batch(shape, [parameters], [scaling], [info], [out], device)
+
+
+def evaluate_batch(
+    shape: TreeShape,
+    parameters: Sequence[np.ndarray],
+    scaling: Sequence[np.ndarray],
+    infos: Sequence[ChunkInfo],
+    outs: Sequence[np.ndarray],
+    device: str,
+) -> None:
+    """Evaluate many chunks of one shape together on a torch device.
+
+    Parameters as in `evaluate`, one entry per chunk.
+    """
+    values = evaluate_torch(shape, np.stack(parameters), np.stack(scaling), device)
+    for value, info, out in zip(values, infos, outs, strict=True):
+        np.copyto(out, _denormalise_torch(value, info).cpu().numpy(), casting="unsafe")
+
+
+def _denormalise_torch(values: Any, info: ChunkInfo) -> Any:
+    """Twin of `volume.chunk.denormalise`, in a torch dtype that holds the values of the chunk."""
+    import torch
+
+    scale, low, span, value_min, value_max = value_mapping(info)
+    native = info.dtype.newbyteorder("=")
+    # Some devices have no float64, and narrow integers do not need it.
+    wide = torch.float32 if native.kind in "iu" and native.itemsize < 4 else torch.float64
+    t = values.to(wide).clamp(0.0, 1.0).nan_to_num(0.0)
+    mapped = ((t * span + low) / scale).clamp(value_min, value_max)
+    if native.kind in "iu":
+        mapped = mapped.round()
+    exact = {"uint16": torch.int32, "uint32": torch.int64}
+    return mapped.to(exact.get(native.name) or getattr(torch, native.name))
 
 
 def _evaluate_compiled(

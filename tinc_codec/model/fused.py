@@ -17,88 +17,131 @@ TILE = 256
 
 @njit(**_COMPILE)
 def affine(parameters, weight, bias, n_out, n_in, x, z, n):  # type: ignore[no-untyped-def]
-    """Compute z = W x + b for n samples; x [n_in, n], z [n_out, n]; two outputs by four inputs."""
+    """Compute z = W x + b for n samples; x [n_in, n], z [n_out, n].
+
+    Four outputs by four inputs at a time: sixteen products for each eight rows loaded.
+    """
     o = 0
-    while o + 2 <= n_out:
-        z0 = z[o]
-        z1 = z[o + 1]
-        b0 = parameters[bias + o]
-        b1 = parameters[bias + o + 1]
-        r0 = weight + o * n_in
-        r1 = r0 + n_in
-        i = 0
-        if n_in >= 4:
-            p0 = parameters[r0]
-            p1 = parameters[r0 + 1]
-            p2 = parameters[r0 + 2]
-            p3 = parameters[r0 + 3]
-            q0 = parameters[r1]
-            q1 = parameters[r1 + 1]
-            q2 = parameters[r1 + 2]
-            q3 = parameters[r1 + 3]
-            x0 = x[0]
-            x1 = x[1]
-            x2 = x[2]
-            x3 = x[3]
-            for s in range(n):
-                z0[s] = b0 + p0 * x0[s] + p1 * x1[s] + p2 * x2[s] + p3 * x3[s]
-                z1[s] = b1 + q0 * x0[s] + q1 * x1[s] + q2 * x2[s] + q3 * x3[s]
-            i = 4
-        else:
-            for s in range(n):
-                z0[s] = b0
-                z1[s] = b1
-        while i + 4 <= n_in:
-            p0 = parameters[r0 + i]
-            p1 = parameters[r0 + i + 1]
-            p2 = parameters[r0 + i + 2]
-            p3 = parameters[r0 + i + 3]
-            q0 = parameters[r1 + i]
-            q1 = parameters[r1 + i + 1]
-            q2 = parameters[r1 + i + 2]
-            q3 = parameters[r1 + i + 3]
-            x0 = x[i]
-            x1 = x[i + 1]
-            x2 = x[i + 2]
-            x3 = x[i + 3]
-            for s in range(n):
-                z0[s] += p0 * x0[s] + p1 * x1[s] + p2 * x2[s] + p3 * x3[s]
-                z1[s] += q0 * x0[s] + q1 * x1[s] + q2 * x2[s] + q3 * x3[s]
-            i += 4
-        while i < n_in:
-            p0 = parameters[r0 + i]
-            q0 = parameters[r1 + i]
-            x0 = x[i]
-            for s in range(n):
-                z0[s] += p0 * x0[s]
-                z1[s] += q0 * x0[s]
-            i += 1
-        o += 2
-    if o < n_out:
-        z0 = z[o]
-        b0 = parameters[bias + o]
-        r0 = weight + o * n_in
+    while o + 4 <= n_out:
+        _four_rows(parameters, weight + o * n_in, bias + o, n_in, x, z[o : o + 4], n)
+        o += 4
+    while o < n_out:
+        _one_row(parameters, weight + o * n_in, bias + o, n_in, x, z[o], n)
+        o += 1
+
+
+@njit(**_COMPILE)
+def _four_rows(parameters, weight, bias, n_in, x, z, n):  # type: ignore[no-untyped-def]
+    z0 = z[0]
+    z1 = z[1]
+    z2 = z[2]
+    z3 = z[3]
+    b0 = parameters[bias]
+    b1 = parameters[bias + 1]
+    b2 = parameters[bias + 2]
+    b3 = parameters[bias + 3]
+    r0 = weight
+    r1 = r0 + n_in
+    r2 = r1 + n_in
+    r3 = r2 + n_in
+    first = x[0]
+    a0 = parameters[r0]
+    a1 = parameters[r1]
+    a2 = parameters[r2]
+    a3 = parameters[r3]
+    i = 1
+    if n_in > 1:
+        # The sums start within the first products: a pass over z less.
+        second = x[1]
+        c0 = parameters[r0 + 1]
+        c1 = parameters[r1 + 1]
+        c2 = parameters[r2 + 1]
+        c3 = parameters[r3 + 1]
         for s in range(n):
-            z0[s] = b0
-        i = 0
-        while i + 4 <= n_in:
-            p0 = parameters[r0 + i]
-            p1 = parameters[r0 + i + 1]
-            p2 = parameters[r0 + i + 2]
-            p3 = parameters[r0 + i + 3]
-            x0 = x[i]
-            x1 = x[i + 1]
-            x2 = x[i + 2]
-            x3 = x[i + 3]
-            for s in range(n):
-                z0[s] += p0 * x0[s] + p1 * x1[s] + p2 * x2[s] + p3 * x3[s]
-            i += 4
-        while i < n_in:
-            p0 = parameters[r0 + i]
-            x0 = x[i]
-            for s in range(n):
-                z0[s] += p0 * x0[s]
-            i += 1
+            u = first[s]
+            v = second[s]
+            z0[s] = b0 + a0 * u + c0 * v
+            z1[s] = b1 + a1 * u + c1 * v
+            z2[s] = b2 + a2 * u + c2 * v
+            z3[s] = b3 + a3 * u + c3 * v
+        i = 2
+    else:
+        for s in range(n):
+            u = first[s]
+            z0[s] = b0 + a0 * u
+            z1[s] = b1 + a1 * u
+            z2[s] = b2 + a2 * u
+            z3[s] = b3 + a3 * u
+    while i + 4 <= n_in:
+        x0 = x[i]
+        x1 = x[i + 1]
+        x2 = x[i + 2]
+        x3 = x[i + 3]
+        a0 = parameters[r0 + i]
+        a1 = parameters[r0 + i + 1]
+        a2 = parameters[r0 + i + 2]
+        a3 = parameters[r0 + i + 3]
+        c0 = parameters[r1 + i]
+        c1 = parameters[r1 + i + 1]
+        c2 = parameters[r1 + i + 2]
+        c3 = parameters[r1 + i + 3]
+        d0 = parameters[r2 + i]
+        d1 = parameters[r2 + i + 1]
+        d2 = parameters[r2 + i + 2]
+        d3 = parameters[r2 + i + 3]
+        e0 = parameters[r3 + i]
+        e1 = parameters[r3 + i + 1]
+        e2 = parameters[r3 + i + 2]
+        e3 = parameters[r3 + i + 3]
+        for s in range(n):
+            t = x0[s]
+            u = x1[s]
+            v = x2[s]
+            w = x3[s]
+            z0[s] += a0 * t + a1 * u + a2 * v + a3 * w
+            z1[s] += c0 * t + c1 * u + c2 * v + c3 * w
+            z2[s] += d0 * t + d1 * u + d2 * v + d3 * w
+            z3[s] += e0 * t + e1 * u + e2 * v + e3 * w
+        i += 4
+    while i < n_in:
+        x0 = x[i]
+        a0 = parameters[r0 + i]
+        a1 = parameters[r1 + i]
+        a2 = parameters[r2 + i]
+        a3 = parameters[r3 + i]
+        for s in range(n):
+            t = x0[s]
+            z0[s] += a0 * t
+            z1[s] += a1 * t
+            z2[s] += a2 * t
+            z3[s] += a3 * t
+        i += 1
+
+
+@njit(**_COMPILE)
+def _one_row(parameters, weight, bias, n_in, x, z, n):  # type: ignore[no-untyped-def]
+    b = parameters[bias]
+    for s in range(n):
+        z[s] = b
+    i = 0
+    while i + 4 <= n_in:
+        a0 = parameters[weight + i]
+        a1 = parameters[weight + i + 1]
+        a2 = parameters[weight + i + 2]
+        a3 = parameters[weight + i + 3]
+        x0 = x[i]
+        x1 = x[i + 1]
+        x2 = x[i + 2]
+        x3 = x[i + 3]
+        for s in range(n):
+            z[s] += a0 * x0[s] + a1 * x1[s] + a2 * x2[s] + a3 * x3[s]
+        i += 4
+    while i < n_in:
+        a0 = parameters[weight + i]
+        x0 = x[i]
+        for s in range(n):
+            z[s] += a0 * x0[s]
+        i += 1
 
 
 @njit(inline="always", **_COMPILE)

@@ -1,0 +1,95 @@
+"""CUDA and the CPU make the same of a stream, up to rounding; a fit works on either."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.faces import smooth_volume
+from tests.trees import SHAPE, draw, info_for, some_blocks, some_parameters, some_weights
+from tinc_codec import config
+from tinc_codec.bitstream.header import read_stream
+from tinc_codec.codec import decode_chunk, decode_chunks, encode_chunk, encode_chunks
+from tinc_codec.fit.gradient import FusedGradient, TorchGradient
+from tinc_codec.model.evaluate import evaluate
+from tinc_codec.params import EncodingParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+QUICK = EncodingParams(ratio=8, effort=0)
+# docs/format.md §7.6, for each of the two.
+TOLERANCE = 2 * 2.0**-16
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "<f2", ">f4", "<f8"])
+@pytest.mark.parametrize("shape", [(20, 17, 24), (3, 9, 16, 8), (60, 50), (900,)])
+def test_decoding_agrees(dtype, shape):
+    array = smooth_volume(shape, dtype)
+    with config.set(device="cpu"):
+        stream = encode_chunk(array, QUICK)
+        expected = decode_chunk(stream)
+    with config.set(device="cuda"):
+        found = decode_chunk(stream)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    allowed = TOLERANCE * float(np.ptp(array.astype("f8")))
+    allowed += 1 if array.dtype.kind in "iu" else 0.1 if array.dtype.itemsize == 2 else 0
+    assert np.abs(found.astype("f8") - expected.astype("f8")).max() <= allowed
+
+
+def test_masks_padding_and_constants():
+    array = smooth_volume((20, 20, 20))
+    array[:, 5:9, 3] = np.nan
+    array[15:] = 7
+    constant = np.full((20, 20, 20), 2.5, "<f4")
+    with config.set(device="cuda"):
+        streams = encode_chunks([array, constant], QUICK)
+        found = decode_chunks(streams)
+    np.testing.assert_array_equal(np.isnan(found[0]), np.isnan(array))
+    np.testing.assert_array_equal(found[0][15:], array[15:])
+    np.testing.assert_array_equal(found[1], constant)
+
+
+def test_evaluation_agrees():
+    parameters = some_parameters(SHAPE, 3)
+    scaling = np.array([[0.5, 0.25]] * 3, dtype=np.float32)
+    outs = []
+    for device in ("cpu", "cuda"):
+        info = info_for("<f8", (3, *SHAPE.grid))
+        out = np.empty(info.shape)
+        evaluate(SHAPE, parameters, scaling, info, out, device, 1)
+        outs.append(out)
+    np.testing.assert_allclose(outs[0], outs[1], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_agree(masked):
+    blocks = some_blocks(SHAPE, 3)
+    weights = some_weights(SHAPE, 3) if masked else None
+    parameters = torch.from_numpy(some_parameters(SHAPE, 3))
+    expected = FusedGradient(SHAPE, blocks, weights, 30, 1)(parameters, *draw(SHAPE))
+    found = TorchGradient(SHAPE, blocks, weights, 30, "cuda")(parameters.cuda(), *draw(SHAPE))
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+
+
+def test_a_fit_keeps_its_promise_and_its_quality():
+    array = smooth_volume((24, 24, 24))
+    psnr = {}
+    for device in ("cpu", "cuda"):
+        with config.set(device=device):
+            stream = encode_chunk(array, EncodingParams(ratio=16, effort=1))
+        assert len(stream) * 16 <= array.nbytes
+        psnr[device] = read_stream(stream, max_decoded_bytes=1 << 30).psnr
+    assert psnr["cuda"] > psnr["cpu"] - 2
+
+
+def test_a_batch_on_a_gpu():
+    arrays = [smooth_volume((16, 16, 16)) * scale for scale in (1, 2, 5)]
+    with config.set(device="cuda"):
+        streams = encode_chunks(arrays, QUICK)
+    for stream, array in zip(streams, arrays, strict=True):
+        assert len(stream) * 8 <= array.nbytes
+        with config.set(device="cpu"):
+            assert decode_chunk(stream).shape == array.shape
