@@ -23,9 +23,14 @@ DEFAULT_W0 = 15.0
 _SHARES = {
     1: (1.0,),
     2: (0.2, 0.8),
-    3: (0.17, 0.40, 0.43),
-    4: (0.025, 0.10, 0.35, 0.525),
+    3: (0.15, 0.42, 0.43),
+    4: (0.12, 0.20, 0.30, 0.38),
 }
+_DEEP_SHARES = (0.010, 0.075, 0.37, 0.545)
+"""Of an octree of four levels: a small root, since every voxel is decoded through it."""
+_DEEP_LEAVES = 512
+_ROOT_GROWTH = 1.2
+_ROOT_PENALTY = 0.25
 AOI_THRESHOLD = 0.05
 """Voxels above this part of the value range are of interest (`node_split="aoi"`)."""
 _WIDTH_RANGE = 3.0
@@ -67,7 +72,7 @@ def plan_shape(
         )
         budget = (limit_bytes - fixed) * 8 / BITS_PER_WEIGHT / volumes
         budget = min(budget, parameter_limit(volumes * math.prod(grid)) / volumes)
-        widths = _level_widths(grid, layers, _shares(levels, params), budget)
+        widths = _level_widths(grid, layers, _shares(grid, levels, params), budget)
         shape = TreeShape(grid, layers, uniform_widths(grid, levels, widths), w0)
         fits = shape.parameter_count <= budget
         wanted = (
@@ -95,10 +100,13 @@ def _smallest_shape(grid: tuple[int, int, int]) -> TreeShape:
     return TreeShape(grid, (1,), ((1,),), DEFAULT_W0)
 
 
-def _shares(levels: int, params: EncodingParams) -> list[float]:
+def _shares(grid: tuple[int, int, int], levels: int, params: EncodingParams) -> list[float]:
     """Part of the parameters per level (inter-level allocation)."""
     if params.level_split == "auto":
+        leaves = math.prod(math.prod(split) for split in axis_splits(grid, levels))
         shares = _SHARES.get(levels, (1.0,) * levels)
+        if levels == len(_DEEP_SHARES) and leaves >= _DEEP_LEAVES:
+            shares = _DEEP_SHARES
     else:
         assert not isinstance(params.level_split, str)
         shares = tuple(params.level_split)[:levels]
@@ -136,7 +144,7 @@ def _level_widths(
     """Spread the budget over the levels.
 
     Widths are whole numbers, and small ones near the leaves: of the roundings of the ideal widths,
-    take the one for which the root, grown until the budget is used up, stays nearest to its own.
+    take the one that comes nearest to the budget with a root near its own ideal.
     """
     levels = len(layers)
     axes = max(1, sum(n > 1 for n in grid))
@@ -164,13 +172,15 @@ def _level_widths(
 
     best = (1,) * levels
     least = math.inf
+    widest = min(MAX_WIDTH, math.ceil(_ROOT_GROWTH * ideal[0]))
     for below in product(*({math.floor(w), math.ceil(w)} for w in ideal[1:])):
         root = 1
-        while root < MAX_WIDTH and total((root + 1, *below)) <= budget:
+        while root < widest and total((root + 1, *below)) <= budget:
             root += 1
-        deviation = abs(math.log(root / ideal[0]))
-        if total((root, *below)) <= budget and deviation < least:
-            best, least = (root, *below), deviation
+        used = total((root, *below)) / budget
+        unlike = (1 - used) + _ROOT_PENALTY * abs(math.log(root / ideal[0]))
+        if used <= 1 and unlike < least:
+            best, least = (root, *below), unlike
     return best
 
 
