@@ -30,16 +30,15 @@ from tinc_codec.volume.chunk import allocate, valid_view
 
 CASES = (
     "mri_t1:64:64:4",
-    "mri_t1:64:64:6",
-    "mri_t1:64:64:9",
-    "mri_t1:128:256:4",
     "mri_flair:64:64:4",
-    "mri_flair:64:64:6",
     "mni152_t1:64:64:4",
     "ct_cranium:64:64:4",
-    "ct_angio:64:64:4",
-    "macaque_t1_float32:64:64:4",
+    "mri_t1:128:256:4",
     "mri_t1:128:64:2",
+    "mri_t1:64:64:6",
+    "mri_flair:64:64:6",
+    "ct_angio:64:64:4",
+    "mri_t1:64:64:9",
 )
 """volume : edge of the central crop : ratio : effort."""
 WARM_UP = EncodingParams(ratio=8, effort=0)

@@ -1,7 +1,8 @@
 """Chunks -> float models whose weights are ready to be rounded.
 
-Adam with cosine decay on sampled voxels, in three phases: float; uniform noise of one step with
-the rate in the loss, while the steps are learnt; rounding with a straight-through gradient.
+Gradient descent on sampled voxels, its learning rate decaying along a cosine, in three phases:
+float; uniform noise of one step with the rate in the loss, while the steps are learnt; rounding
+with a straight-through gradient.
 """
 
 import math
@@ -14,13 +15,13 @@ from tinc_codec.entropy.weights import choose_model
 from tinc_codec.fit.gradient import gradient_for
 from tinc_codec.fit.initialise import initial_parameters
 from tinc_codec.fit.loss import RateTerm
+from tinc_codec.fit.optimiser import optimiser_for
 from tinc_codec.fit.sampler import LatticeSampler
 from tinc_codec.model.octree_mlp import TreeShape
 from tinc_codec.quantise.prune import ROUNDS, PruningSchedule, prune_smallest
 from tinc_codec.quantise.scalar import q_step, quantise, step_codes
 from tinc_codec.quantise.search import StepSearch
 
-_BETA1, _BETA2, _EPSILON = 0.95, 0.999, 1e-12
 _WARM_UP_STEPS = 100
 _INITIAL_BITS = 8
 _STEP_LEARNING_RATE = 0.01
@@ -123,8 +124,7 @@ class Trainer:
         self._rate = RateTerm(tensor_of, len(sizes), volumes)
         initial = torch.from_numpy(initial_parameters(shape, plan.seed)).to(device)
         self._p = initial.repeat(chunks, volumes, 1)
-        self._m = torch.zeros_like(self._p)
-        self._v = torch.zeros_like(self._p)
+        self._optimiser = optimiser_for(shape, chunks * volumes, device)
         self._keep: torch.Tensor | None = None
         self._noise_source = torch.Generator(device=device).manual_seed(plan.seed)
         self._target = torch.from_numpy(np.asarray(target_bits, np.float32)).to(device)
@@ -134,7 +134,7 @@ class Trainer:
         self._log_steps = torch.zeros(chunks, len(sizes), device=device)
         self._pace = torch.ones(chunks, 1, 1, device=device)
         self._best = torch.full_like(self._target, torch.inf)
-        self._safe = (self._p.clone(), self._v.clone())
+        self._safe = self._p.clone()
         self._step_moments = (torch.zeros_like(self._log_steps), torch.zeros_like(self._log_steps))
 
     def run(self) -> FitResult:
@@ -177,9 +177,8 @@ class Trainer:
             steps = self._log_steps.exp()
             spread = rate.spread(steps)
             if phase == 1:
-                noise = torch.rand(p.shape[-1], generator=self._noise_source, device=p.device).sub_(
-                    0.5
-                )
+                noise = torch.rand(p.shape[-1], generator=self._noise_source, device=p.device)
+                noise -= 0.5
                 seen = torch.addcmul(p, noise, spread)
             else:
                 seen = (p / spread).round_().mul_(spread)
@@ -199,13 +198,11 @@ class Trainer:
             g = torch.addcmul(g, p.sign(), rate.spread(price[:, None] * by_magnitude))
             excess = bits * self._correction / self._target - 1.0
             self._lmbda *= torch.exp(_LMBDA_RATE * excess.clamp(-1.0, 1.0))
-        self._m.lerp_(g, 1 - _BETA1)
-        self._v.mul_(_BETA2).addcmul_(g, g, value=1 - _BETA2)
         progress = step / self._plan.steps
         size = self._plan.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-        size *= min(1.0, (step + 1) / _WARM_UP_STEPS) / (1 - _BETA1 ** (step + 1))
-        denominator = self._v.sqrt().mul_((1 - _BETA2 ** (step + 1)) ** -0.5).add_(_EPSILON)
-        p.addcdiv_(self._m * self._pace, denominator, value=-size)
+        size *= min(1.0, (step + 1) / _WARM_UP_STEPS)
+        direction = self._optimiser(g.reshape(-1, p.shape[-1])).reshape(p.shape)
+        p.addcmul_(direction, self._pace, value=-size)
         if self._keep is not None:
             p.mul_(self._keep)
 
@@ -214,18 +211,13 @@ class Trainer:
         failed = ~(self._mse <= _RUN_AWAY * self._best)
         if bool(failed.any()):
             where = failed[:, None, None]
-            self._p = torch.where(where, self._safe[0], self._p)
-            self._v = torch.where(where, self._safe[1], self._v)
-            self._m.masked_fill_(where, 0.0)
+            self._p = torch.where(where, self._safe, self._p)
+            self._optimiser.stop(failed.repeat_interleave(self._p.shape[1]))
             self._pace[failed] *= 0.5
             self._mse = torch.where(failed, self._best, self._mse)
         better = self._mse < self._best
         self._best = torch.where(better, self._mse, self._best)
-        where = better[:, None, None]
-        self._safe = (
-            torch.where(where, self._p, self._safe[0]),
-            torch.where(where, self._v, self._safe[1]),
-        )
+        self._safe = torch.where(better[:, None, None], self._p, self._safe)
 
     def _learn_steps(
         self,
