@@ -30,14 +30,15 @@ import torch
 from rich.console import Console
 
 from benchmarks import gauss_newton, records, volumes
-from benchmarks.optimisers import Adam, Soap
 from tinc_codec import config
 from tinc_codec.bitstream.header import read_stream
 from tinc_codec.codec import encode_chunk
 from tinc_codec.fit import gradient as gradients
+from tinc_codec.fit import soap
 from tinc_codec.fit.encoder import standardise
 from tinc_codec.fit.gradient import FusedGradient, Gradient, TorchGradient
 from tinc_codec.fit.initialise import initial_parameters
+from tinc_codec.fit.optimiser import Adam, Optimiser
 from tinc_codec.fit.plan import fit_plan
 from tinc_codec.fit.sampler import LatticeSampler
 from tinc_codec.fit.trainer import FitPlan
@@ -53,13 +54,14 @@ STEPS = 2000
 EAGER_STEPS = 800
 """Independent voxels are drawn through eager torch, which is slower."""
 WARM_UP_STEPS = 100
+GUARD_STEPS = 100
+RUN_AWAY = 1.5
 TIMED_STEPS = 60
 SETTINGS_VOLUMES = ("mri_t1", "mri_flair", "mni152_t1")
 SETTINGS_EFFORT = 3
 _HEADER_BYTES = 60
 
 Row = dict[str, Any]
-Optimiser = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ class Problem:
         """The same by autograd."""
         return TorchGradient(self.shape, self.blocks[None], None, samples, "cpu")
 
+    def adam(self) -> Optimiser:
+        """Make the optimiser of GPUs."""
+        return Adam()
+
+    def soap(self) -> Optimiser:
+        """Make the optimiser of CPUs."""
+        return soap.Soap(self.shape, 1)
+
     def psnr(self, parameters: np.ndarray) -> float:
         """Quality of float weights over all voxels, in dB."""
         starts = np.zeros(self.shape.leaf_count, dtype=np.int64)
@@ -119,26 +129,50 @@ class Problem:
 
 
 def train(
-    problem: Problem, optimiser: Optimiser, gradient: Gradient, steps: int, learning_rate: float
+    problem: Problem,
+    make: Callable[[], Optimiser],
+    gradient: Gradient,
+    steps: int,
+    learning_rate: float,
 ) -> tuple[np.ndarray, Row]:
-    """Train float weights with cosine decay; the weights, and a row's part on the run."""
+    """Train float weights with cosine decay; the weights, and a row's part on the run.
+
+    As in `fit.trainer`, a loss that runs away goes back and continues at half the pace.
+    """
     parameters = initial_parameters(problem.shape, problem.plan.seed)
     shared = torch.from_numpy(parameters[None])
     sampler = LatticeSampler(problem.shape.leaf_extents.prod(axis=1), problem.plan.seed)
+    optimiser = make()
+    safe, best, pace, restarts = parameters.copy(), math.inf, 1.0, 0
+    recent: list[float] = []
     update_s = 0.0
     start = time.process_time()
     for step in range(steps):
-        _, slope = gradient(shared, *sampler.draw())
+        loss, slope = gradient(shared, *sampler.draw())
         before = time.process_time()
-        size = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        recent.append(float(loss[0]))
+        if len(recent) == GUARD_STEPS:
+            mse = float(np.mean(recent[-GUARD_STEPS // 2 :]))
+            recent.clear()
+            if not mse <= RUN_AWAY * best:
+                parameters[:] = safe
+                optimiser.stop(torch.tensor([True]))
+                pace *= 0.5
+                restarts += 1
+                continue
+            if mse < best:
+                best = mse
+                safe[:] = parameters
+        size = pace * learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         size *= min(1.0, (step + 1) / WARM_UP_STEPS)
-        parameters -= np.float32(size) * optimiser(slope[0].numpy())
+        shared.sub_(optimiser(slope), alpha=size)
         update_s += time.process_time() - before
     cpu_s = time.process_time() - start
     return parameters, {
         "steps": steps,
         "learning_rate": round(learning_rate, 6),
         "psnr": round(problem.psnr(parameters), 3),
+        "restarts": restarts,
         "cpu_s": round(cpu_s, 2),
         "step_ms": round(1e3 * cpu_s / steps, 3),
         "update_ms": round(1e3 * update_s / steps, 3),
@@ -178,7 +212,7 @@ def independent_positions(
     counts = extents.prod(axis=1)[:, None]
     generator = np.random.default_rng(np.concatenate([starts, strides]))
     index = generator.integers(0, np.maximum(counts, 1), (len(counts), samples))
-    return index, np.broadcast_to(counts > 0, index.shape)
+    return index, np.repeat(counts > 0, samples, axis=1)
 
 
 def compare_sampling(problem: Problem) -> Iterator[Row]:
@@ -192,41 +226,33 @@ def compare_sampling(problem: Problem) -> Iterator[Row]:
     ):
         with mock.patch.object(gradients, "sample_positions", positions):
             gradient = problem.eager(samples)
-            _, row = train(problem, Adam(problem.shape), gradient, EAGER_STEPS, rate)
+            _, row = train(problem, problem.adam, gradient, EAGER_STEPS, rate)
         yield {"method": method, "samples_per_leaf": samples, **row}
     for count in (64, 128, 256, 512):
         steps = STEPS * samples // count
-        _, row = train(problem, Adam(problem.shape), problem.fused(count), steps, rate)
+        _, row = train(problem, problem.adam, problem.fused(count), steps, rate)
         yield {"method": "lattice, compiled", "samples_per_leaf": count, **row}
 
 
 def compare_optimisers(problem: Problem) -> Iterator[Row]:
-    """Compare Adam and SOAP, each at three learning rates; then what matters inside SOAP."""
-    shape, rate = problem.shape, problem.plan.learning_rate
+    """Compare Adam and SOAP, each at some learning rates; then how often SOAP turns its basis."""
+    rate = problem.plan.learning_rate
     gradient = problem.fused(problem.plan.samples)
-    variants: list[tuple[str, Callable[[], Optimiser], float, Row]] = []
-    for factor in (0.6, 1.0, 1.6):
-        variants.append(("Adam", lambda: Adam(shape), factor, {}))
-        variants.append(("SOAP", lambda: Soap(shape), factor, {}))
-    for more in (
-        {"beta2": 0.95, "shampoo_beta": 0.95},
-        {"beta2": 0.99, "shampoo_beta": 0.99},
-        {"beta2": 0.999},
-        {"beta1": 0.9},
-        {"refresh": 2},
-        {"refresh": 50},
-    ):
-        variants.append(("SOAP", lambda more=more: Soap(shape, **more), 1.0, more))
-    for method, make, factor, more in variants:
-        _, row = train(problem, make(), gradient, STEPS, rate * factor)
-        yield {"method": method, **more, **row}
+    for method, make in (("Adam", problem.adam), ("SOAP", problem.soap)):
+        for factor in (0.4, 0.7, 1.0):
+            _, row = train(problem, make, gradient, STEPS, rate * factor)
+            yield {"method": method, **row}
+    for refresh_steps in (2, 10, 50):
+        with mock.patch.object(soap, "_REFRESH_STEPS", refresh_steps):
+            _, row = train(problem, problem.soap, gradient, STEPS, rate)
+        yield {"method": "SOAP", "refresh_steps": refresh_steps, **row}
 
 
 def compare_second_order(problem: Problem) -> Iterator[Row]:
     """Take Gauss-Newton steps from a short fit, then give Adam as much time."""
     rate = problem.plan.learning_rate
     gradient = problem.fused(problem.plan.samples)
-    parameters, row = train(problem, Adam(problem.shape), gradient, STEPS // 4, rate)
+    parameters, row = train(problem, problem.adam, gradient, STEPS // 4, rate)
     yield {"method": "Adam, start", **row}
     before = time.process_time()
     step_ms = row["step_ms"]
@@ -242,8 +268,8 @@ def compare_second_order(problem: Problem) -> Iterator[Row]:
                 "cpu_s": round(spent + cpu_s, 2),
             }
     steps = min(12000, int((spent + cpu_s) / step_ms * 1e3))
-    for method, optimiser in (("Adam", Adam(problem.shape)), ("SOAP", Soap(problem.shape))):
-        _, row = train(problem, optimiser, gradient, steps, rate)
+    for method, make in (("Adam", problem.adam), ("SOAP", problem.soap)):
+        _, row = train(problem, make, gradient, steps, rate)
         yield {"method": f"{method}, as long or 12000 steps", **row}
 
 
@@ -251,9 +277,7 @@ def solve_heads(problem: Problem) -> Iterator[Row]:
     """Solve every leaf's linear head on all its voxels, after fits of some lengths."""
     for steps in (STEPS // 4, STEPS):
         gradient = problem.fused(problem.plan.samples)
-        parameters, row = train(
-            problem, Adam(problem.shape), gradient, steps, problem.plan.learning_rate
-        )
+        parameters, row = train(problem, problem.soap, gradient, steps, problem.plan.learning_rate)
         before = time.process_time()
         solved = gauss_newton.with_best_heads(problem.shape, problem.blocks, parameters)
         yield {
@@ -327,8 +351,8 @@ def main() -> None:
     with config.set(threads=1, device="cpu"):
         problem = Problem.of(options.volume, options.data)
         # Compile first: what is measured is the fit, not the compiler.
-        for optimiser in (Adam(problem.shape), Soap(problem.shape)):
-            train(problem, optimiser, problem.fused(problem.plan.samples), 20, 1e-3)
+        for make in (problem.adam, problem.soap):
+            train(problem, make, problem.fused(problem.plan.samples), 20, 1e-3)
         for section, compare in SECTIONS.items():
             if section in options.only:
                 for row in compare(problem):

@@ -22,6 +22,7 @@ _TARGET_DEVIATION = 0.5
 _CODER_BYTES = 5
 """At most so many bytes does the range coder end with beyond the symbols' information."""
 _LEAST_BITS = 64.0
+_REFINEMENTS = 4
 _BATCH_VOXELS = 1 << 26
 """Voxels fitted together at most: 256 MiB of float32."""
 
@@ -177,14 +178,20 @@ def fill_limit(task: Task, parameters: np.ndarray, codes: np.ndarray, scaling: n
         If none fits.
     """
     search = StepSearch(tensors_of(task.shape, parameters), codes.tolist())
-    position = search.finest_within(task.symbol_bits)
-    while position is not None:
-        section = _section(task.shape, search.at(position), scaling)
-        if len(section) <= task.limit_bytes:
-            return section
-        if search.bits_at(position) == 0.0:
+    best = None
+    bits = task.symbol_bits
+    for _ in range(_REFINEMENTS):
+        position = search.finest_within(bits)
+        if position is None:
             break
-        position += 1
+        section = _section(task.shape, search.at(position), scaling)
+        spare_bytes = task.limit_bytes - len(section)
+        if spare_bytes >= 0 and (best is None or len(section) > len(best)):
+            best = section
+        # `symbol_bits` is what is left at worst; what the tensors' codes really took is known now.
+        bits += 8.0 * spare_bytes
+    if best is not None:
+        return best
     # With steps of 1 some weights may still not round to 0: the volumes' means fit all the same.
     section = _section(task.shape, search.zeros(), scaling)
     if len(section) <= task.limit_bytes:

@@ -147,6 +147,8 @@ def _level_widths(
     take the one that comes nearest to the budget with a root near its own ideal.
     """
     levels = len(layers)
+    if budget <= 0:
+        return (1,) * levels
     axes = max(1, sum(n > 1 for n in grid))
     counts = [1]
     for split in axis_splits(grid, levels):
