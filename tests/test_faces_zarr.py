@@ -108,7 +108,7 @@ def test_a_constant_chunk_and_a_partial_write_are_exact(tmp_path, door):
     assert (array[16:] == np.float32(3.25)).all()
 
 
-@pytest.mark.parametrize("shape", [(40,), (20, 18), (2, 16, 16, 16), (1, 2, 8, 8, 8)])
+@pytest.mark.parametrize("shape", [(900,), (20, 18), (2, 16, 16, 16), (1, 2, 8, 8, 8)])
 def test_other_numbers_of_axes(tmp_path, shape):
     original = smooth_volume(shape)
     for name, options in (("v2", DOORS["v2"]), ("v3", DOORS["v3"])):
