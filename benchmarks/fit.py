@@ -230,8 +230,9 @@ def compare_sampling(problem: Problem) -> Iterator[Row]:
         yield {"method": method, "samples_per_leaf": samples, **row}
     for count in (64, 128, 256, 512):
         steps = STEPS * samples // count
-        _, row = train(problem, problem.adam, problem.fused(count), steps, rate)
-        yield {"method": "lattice, compiled", "samples_per_leaf": count, **row}
+        for factor in (0.5, 1.0):
+            _, row = train(problem, problem.soap, problem.fused(count), steps, rate * factor)
+            yield {"method": "lattice, compiled", "samples_per_leaf": count, **row}
 
 
 def compare_optimisers(problem: Problem) -> Iterator[Row]:

@@ -64,5 +64,5 @@ def test_record_says_where_it_comes_from(tmp_path, smooth):
     assert record["rows"] == [row]
     assert record["crop"] == 40
     assert record["machine"]["cores"] >= 1
-    assert "pytest" in record["command"]
+    assert record["command"]
     assert record["versions"]["numpy"] == np.__version__

@@ -151,7 +151,7 @@ def _seal(job: _Job, body: bytes) -> bytes:
     sections = {**job.sections, int(Section.TREE): body}
     draft = write_stream(Header(job.info, 0.0, 0.0, sections))
     _check_limit(len(draft), job.limit_bytes, job.array)
-    decoded = decode_chunk(draft)
+    (decoded,) = _decode([draft])
     valid = job.info.valid_slices
     original = np.asarray(job.array)[valid]
     finite = None if job.classes is None else job.classes == 0
@@ -186,6 +186,10 @@ def decode_chunks(streams: Sequence[Any]) -> list[np.ndarray]:
 
     Parameters and errors as in `decode_chunk`.
     """
+    return _decode(streams)
+
+
+def _decode(streams: Sequence[Any]) -> list[np.ndarray]:
     limit = config.get().max_decoded_bytes
     parsed = [_parse(read_stream(data, max_decoded_bytes=limit)) for data in streams]
     outs = [allocate(model.info) for model in parsed]

@@ -101,9 +101,12 @@ class TINC(Codec, _FrozenDict):
         TargetError
             If the promised ratio cannot be kept for this chunk.
         """
-        from tinc_codec.codec import encode_chunk
+        from tinc_codec.volume.chunk import check_supported
 
         array = np.asarray(buf) if isinstance(buf, np.ndarray) else ensure_ndarray(buf)
+        check_supported(array.dtype, array.shape)
+        from tinc_codec.codec import encode_chunk
+
         return encode_chunk(array, self.params)
 
     def decode(self, buf: Any, out: Any | None = None) -> Any:
