@@ -1,6 +1,6 @@
 """What makes the fit fast: the step, the sampling, the optimiser, and the settings of the tree.
 
-python -m benchmarks.fit                              # everything, about 15 minutes on one core
+python -m benchmarks.fit                              # everything, about 10 minutes on one core
 python -m benchmarks.fit --only step optimiser        # some sections; the others' rows stay
 
 Times are process CPU seconds on one thread, so that a busy machine changes them little. Sections:
