@@ -232,11 +232,9 @@ class TreeShape:
     @cached_property
     def leaf_paths(self) -> np.ndarray:
         """int64 [leaf, layer, 4]: the rows of `node_tables` from the root to each leaf's head."""
-        rows = []
-        for level, table in enumerate(self.node_tables):
-            repeat = self.leaf_count // len(table)
-            rows.append(np.repeat(table, repeat, axis=0))
-            assert level < self.levels
+        rows = [
+            np.repeat(table, self.leaf_count // len(table), axis=0) for table in self.node_tables
+        ]
         return np.ascontiguousarray(np.concatenate(rows, axis=1))
 
     @property
