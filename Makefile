@@ -1,8 +1,10 @@
 # Every target makes the environment it needs; stamps make the second call fast.
-# PYTHON chooses the interpreter (3.11 or later), PYTEST_ARGS goes to pytest.
+# PYTHON chooses the interpreter (3.11 or later), PYTEST_ARGS goes to pytest, BENCH_ARGS to
+# benchmarks.rd (--missing goes on after an interruption).
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 VENV := .venv
 VENV_ZARR2 := .venv-zarr2
 BIN := $(VENV)/bin
@@ -16,7 +18,7 @@ help:
 	@echo "make demo    compress the bundled volume, print a table, write demo.png"
 	@echo "make test    all tests            make lint   ruff and the import layers"
 	@echo "make types   mypy                 make compat the tests that run with zarr 2.18"
-	@echo "make bench   rate and quality of the peers on the volumes in TINC_DATA"
+	@echo "make bench   this codec and its peers on the volumes in TINC_DATA (hours)"
 	@echo "make lock    resolve requirements/*.txt anew (needs uv)"
 	@echo "make clean   remove environments and caches"
 
@@ -38,7 +40,8 @@ compat: $(VENV_ZARR2)/.ready $(VENV)/.test
 	TINC_OTHER_PYTHON="$(CURDIR)/$(BIN)/python" $(VENV_ZARR2)/bin/python -m pytest tests/compat $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.rd --markdown $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.max_error --markdown
 
 lock:
 	tools/lock.sh

@@ -1,24 +1,38 @@
-"""Other lossy codecs, each bisected to a size in bytes: SPERR, SZ3, ZFP and HEVC.
+"""Other lossy codecs, bisected to a size in bytes (`PEERS`) or bound to an error.
 
 Every peer runs on one thread. Times are those of the setting that was chosen, without the search.
 SPERR, SZ3 and ZFP (imagecodecs) get the volume as float32; HEVC (x265 `slow` through PyAV) gets
-the z planes as frames, 8-bit data as it is and anything else mapped linearly to 12 bits, the two
-numbers of that mapping not counted. Integers come back rounded and clipped to their dtype.
+the z planes as frames, 8-bit data as it is and anything else mapped linearly to 12 bits.
+JPEG 2000 and JPEG XL (imagecodecs) get the z planes one below the other in a single image, every
+other one upside down so that there is no edge between them. One stream per plane takes more bytes,
+for its headers (all of the budget beyond 100×) and because rate cannot move between planes: at 25×
+JPEG XL needs 40 % more. JPEG 2000 gets 8-bit data as it is and anything else in 16 bits, JPEG XL
+gets float32. The two numbers of a linear mapping are not counted. Integers come back rounded and
+clipped to their dtype. `ERROR_BOUNDED` holds the peers that can promise a largest error.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from benchmarks import records, volumes
+from benchmarks.frames import (
+    from_strip,
+    hevc_decode,
+    hevc_encode,
+    linear_to_srgb,
+    srgb_to_linear,
+    to_frames,
+    to_strip,
+)
 from tinc_codec.metrics import measure, psnr
 
 
@@ -41,7 +55,8 @@ class PeerResult:
     encode_s, decode_s : float
         Seconds on one thread.
     setting : float
-        The peer's own setting: bits per voxel (SPERR), absolute error (SZ3, ZFP), CRF (HEVC).
+        The peer's own setting: bits per voxel (SPERR, to a size), absolute error (SZ3, ZFP, and
+        SPERR to an error), CRF (HEVC), PSNR of the full scale (JPEG 2000), distance (JPEG XL).
     """
 
     size_bytes: int
@@ -55,6 +70,11 @@ class PeerResult:
 Encode = Callable[[float], bytes]
 Decode = Callable[[bytes], np.ndarray]
 Peer = Callable[[np.ndarray, int], PeerResult]
+ErrorBounded = Callable[[np.ndarray, float], PeerResult]
+
+# From 20 on libjxl halves the resolution, and its largest is 25.
+_JPEGXL_LAST_DISTANCE = 15.0
+_CONTRAST = struct.Struct("<f")
 
 
 def sperr(volume: np.ndarray, size_bytes: int) -> PeerResult:
@@ -113,12 +133,7 @@ def zfp(volume: np.ndarray, size_bytes: int) -> PeerResult:
 
 def hevc(volume: np.ndarray, size_bytes: int) -> PeerResult:
     """Encode with x265, preset `slow`, at a constant rate factor."""
-    if volume.dtype == np.uint8:
-        low, scale, frames = 0.0, 1.0, volume
-    else:
-        low = float(volume.min())
-        scale = (float(volume.max()) - low) / 4095 or 1.0
-        frames = np.rint((volume - np.float64(low)) / scale).astype(np.uint16)
+    frames, scale, low = to_frames(volume, bits=12)
     height, width = frames.shape[1:]
     # x265 corrupts its own memory on some frames smaller than 64 × 64.
     missing = [(0, max(0, 64 - size)) for size in (height, width)]
@@ -126,15 +141,136 @@ def hevc(volume: np.ndarray, size_bytes: int) -> PeerResult:
     return _bisect(
         volume,
         size_bytes,
-        lambda crf: _hevc_encode(frames, crf),
-        lambda data: _hevc_decode(data, frames)[:, :height, :width] * scale + low,
+        lambda crf: hevc_encode(frames, crf),
+        lambda data: hevc_decode(data, frames)[:, :height, :width] * scale + low,
         small=51.0,
         large=0.0,
         steps=9,
     )
 
 
-PEERS: dict[str, Peer] = {"SPERR": sperr, "SZ3": sz3, "ZFP": zfp, "HEVC": hevc}
+def jpeg2000(volume: np.ndarray, size_bytes: int) -> PeerResult:
+    """Encode with OpenJPEG, irreversible, one quality layer, at a PSNR of the whole image."""
+    import imagecodecs
+
+    frames, scale, low = to_frames(volume, bits=16)
+    image = to_strip(frames)
+    return _bisect(
+        volume,
+        size_bytes,
+        lambda level: imagecodecs.jpeg2k_encode(
+            image, level, codecformat="j2k", reversible=False, numthreads=1
+        ),
+        lambda data: (
+            from_strip(imagecodecs.jpeg2k_decode(data, numthreads=1), volume.shape) * scale + low
+        ),
+        small=1.0,
+        large=150.0,
+        steps=16,
+    )
+
+
+def jpegxl(volume: np.ndarray, size_bytes: int) -> PeerResult:
+    """Encode with libjxl, effort 7, at a distance.
+
+    imagecodecs declares float32 to be linear light, which libjxl quantises in steps that grow with
+    the value; through the curve of sRGB they are about even, as they are for 8-bit data (1 dB).
+    Distances past 15 do little, so from there on the contrast is lowered instead: without that
+    the volumes of this benchmark cannot be brought below a fiftieth.
+    """
+    import imagecodecs
+
+    low = float(volume.min())
+    scale = float(volume.max()) - low or 1.0
+    image = to_strip((volume - np.float64(low)) / scale)
+
+    def encode(distance: float) -> bytes:
+        contrast = min(1.0, _JPEGXL_LAST_DISTANCE / distance)
+        data = imagecodecs.jpegxl_encode(
+            srgb_to_linear(0.5 + contrast * (image - 0.5)),
+            effort=7,
+            distance=min(distance, _JPEGXL_LAST_DISTANCE),
+            numthreads=1,
+        )
+        return _CONTRAST.pack(contrast) + data
+
+    def decode(data: bytes) -> np.ndarray:
+        (contrast,) = _CONTRAST.unpack_from(data)
+        decoded = imagecodecs.jpegxl_decode(data[_CONTRAST.size :], numthreads=1)
+        values = 0.5 + (linear_to_srgb(decoded) - 0.5) / contrast
+        return from_strip(values, volume.shape) * scale + low
+
+    return _bisect(
+        volume,
+        size_bytes,
+        encode,
+        decode,
+        small=1000 * _JPEGXL_LAST_DISTANCE,
+        large=0.05,
+        steps=12,
+        logarithmic=True,
+    )
+
+
+PEERS: dict[str, Peer] = {
+    "SPERR": sperr,
+    "SZ3": sz3,
+    "ZFP": zfp,
+    "HEVC": hevc,
+    "JPEG 2000": jpeg2000,
+    "JPEG XL": jpegxl,
+}
+
+
+def sperr_bounded(volume: np.ndarray, max_error: float) -> PeerResult:
+    """Encode with SPERR at a point-wise error."""
+    import imagecodecs
+
+    values = volume.astype(np.float32)
+    return _bounded(
+        volume,
+        max_error,
+        lambda bound: imagecodecs.sperr_encode(values, bound, "pwe", numthreads=1),
+        lambda data: imagecodecs.sperr_decode(data, numthreads=1),
+    )
+
+
+def sz3_bounded(volume: np.ndarray, max_error: float) -> PeerResult:
+    """Encode with SZ3 at an absolute error bound."""
+    import imagecodecs
+
+    values = volume.astype(np.float32)
+    return _bounded(
+        volume,
+        max_error,
+        lambda bound: imagecodecs.sz3_encode(values, mode="abs", abs=bound),
+        lambda data: imagecodecs.sz3_decode(data, volume.shape, np.float32),
+    )
+
+
+def zfp_bounded(volume: np.ndarray, max_error: float) -> PeerResult:
+    """Encode with ZFP at the loosest tolerance that keeps to the bound.
+
+    Its errors stay far below its tolerance, so that tolerances up to 32 times the bound are tried.
+    """
+    import imagecodecs
+
+    values = volume.astype(np.float32)
+    return _bounded(
+        volume,
+        max_error,
+        lambda bound: imagecodecs.zfp_encode(values, bound, mode="a", numthreads=1),
+        imagecodecs.zfp_decode,
+        looser=(32.0, 16.0, 8.0, 4.0, 2.0),
+    )
+
+
+ERROR_BOUNDED: dict[str, ErrorBounded] = {
+    "SPERR": sperr_bounded,
+    "SZ3": sz3_bounded,
+    "ZFP": zfp_bounded,
+}
+"""(volume, largest absolute error in the data's units) → the result, which says whether it held."""
 
 
 def _bisect(
@@ -176,8 +312,36 @@ def _bisect(
             (setting for setting in candidates if fits(setting)),
             key=lambda setting: psnr(volume, _restore(decode(encode(setting)), volume.dtype)),
         )
+    return _measure(volume, encode, decode, small)
+
+
+def _bounded(
+    volume: np.ndarray,
+    max_error: float,
+    encode: Encode,
+    decode: Decode,
+    *,
+    looser: tuple[float, ...] = (),
+) -> PeerResult:
+    """Encode at the loosest setting that keeps to the error: `looser` times it, it, or just below.
+
+    Integers are rounded after decoding, which leaves almost half a unit more to the codec. Where no
+    setting keeps to the bound the last result comes back, with a `max_error` above the bound.
+    """
+    bound = max_error
+    if volume.dtype.kind != "f":
+        bound = math.floor(max_error) + 0.499
+    # The peers' own arithmetic is float32 and can pass the bound by a rounding.
+    for factor in (*looser, 1.0, 1 - 1e-4, 1 - 1e-2):
+        result = _measure(volume, encode, decode, factor * bound)
+        if result.max_error <= max_error:
+            break
+    return result
+
+
+def _measure(volume: np.ndarray, encode: Encode, decode: Decode, setting: float) -> PeerResult:
     start = time.perf_counter()
-    data = encode(small)
+    data = encode(setting)
     encoded = time.perf_counter()
     decoded = decode(data)
     end = time.perf_counter()
@@ -188,7 +352,7 @@ def _bisect(
         max_error=quality.max_error,
         encode_s=encoded - start,
         decode_s=end - encoded,
-        setting=small,
+        setting=setting,
     )
 
 
@@ -197,50 +361,6 @@ def _restore(decoded: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         return decoded.astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(decoded), limits.min, limits.max).astype(dtype)
-
-
-def _pixel_format(frames: np.ndarray) -> str:
-    return "gray" if frames.dtype == np.uint8 else "gray12le"
-
-
-def _hevc_encode(frames: np.ndarray, crf: float) -> bytes:
-    import av
-
-    context = av.CodecContext.create("libx265", "w")
-    assert isinstance(context, av.VideoCodecContext)
-    context.height, context.width = frames.shape[1:]
-    context.pix_fmt = _pixel_format(frames)
-    context.framerate = 25
-    context.time_base = Fraction(1, 25)
-    # Without info=0 the encoder's own 2 kB description of itself would be counted. Frames of a
-    # single 64 × 64 coding unit come out different in every run (by up to 1 dB at equal bytes);
-    # with smaller units they do not.
-    unit = 64 if min(frames.shape[1:]) > 64 else 32
-    settings = f"crf={crf}:ctu={unit}:info=0:pools=none:frame-threads=1:log-level=none"
-    context.options = {"preset": "slow", "x265-params": settings}
-    packets = []
-    for number, plane in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(plane, format=context.pix_fmt)
-        frame.pts, frame.time_base = number, context.time_base
-        packets += context.encode(frame)
-    packets += context.encode(None)
-    return b"".join(bytes(packet) for packet in packets)
-
-
-def _hevc_decode(data: bytes, like: np.ndarray) -> np.ndarray:
-    import av
-
-    context = av.CodecContext.create("hevc", "r")
-    assert isinstance(context, av.VideoCodecContext)
-    context.thread_count = 1
-    decoded = np.empty_like(like)
-    position = 0
-    for packet in [*context.parse(data), *context.parse(None), None]:
-        for frame in context.decode(packet):
-            decoded[position] = frame.to_ndarray(format=_pixel_format(like))
-            position += 1
-    assert position == len(like)
-    return decoded
 
 
 def main() -> None:

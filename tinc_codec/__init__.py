@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedDataError,
         UnsupportedVersionError,
     )
+    from tinc_codec.inspection.reader import inspect
     from tinc_codec.numcodecs import TINC
 
     __version__: str
@@ -39,7 +40,10 @@ __all__ = [
     "UnsupportedVersionError",
     "__version__",
     "config",
+    "inspect",
 ]
+
+_MODULES = {"TINC": "tinc_codec.numcodecs", "inspect": "tinc_codec.inspection.reader"}
 
 
 def __getattr__(name: str) -> Any:
@@ -51,8 +55,8 @@ def __getattr__(name: str) -> Any:
     elif name == "__version__":
         value = importlib.import_module("importlib.metadata").version("tinc_codec")
     else:
-        module = "tinc_codec.numcodecs" if name == "TINC" else "tinc_codec.errors"
-        value = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(_MODULES.get(name, "tinc_codec.errors"))
+        value = getattr(module, name)
     globals()[name] = value
     return value
 

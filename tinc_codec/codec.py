@@ -1,9 +1,10 @@
 """Chunk <-> bytes: the one place where the stages meet."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +28,12 @@ from tinc_codec.volume.chunk import (
 from tinc_codec.volume.mask import decode_classes, encode_classes
 
 if TYPE_CHECKING:
-    from tinc_codec.model.octree_mlp import TreeShape
+    from tinc_codec.model.render import ChunkModel
 
 __all__ = ["decode_chunk", "decode_chunks", "encode_chunk", "encode_chunks"]
 
-_DEVICE_VOXELS = 1 << 28
+SMALLEST_FEATURES = 8
+"""Bytes that a features section has at least."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class _Job:
     info: ChunkInfo
     classes: np.ndarray | None
     sections: dict[int, bytes]
-    limit_bytes: int
+    limit_bytes: int | None
 
 
 def encode_chunk(array: Any, params: EncodingParams) -> bytes:
@@ -58,7 +60,7 @@ def encode_chunk(array: Any, params: EncodingParams) -> bytes:
     Returns
     -------
     bytes
-        At most `array.nbytes / params.ratio` of them; checked by decoding.
+        What `params` promises of them, or of what they decode to, is checked by decoding.
 
     Raises
     ------
@@ -93,35 +95,34 @@ def encode_chunks(arrays: Sequence[Any], params: EncodingParams) -> list[bytes]:
         else:
             jobs.append(_Job(index, array, info, classes, sections, limit))
     if jobs:
-        from tinc_codec.fit.encoder import encode_trees
+        from tinc_codec.fit.sharing import Work, encode_models
 
         with config.cpu_slots() as threads:
-            device = config.resolve_device()
-            volumes = [normalise(job.array, job.info, job.classes) for job in jobs]
-            limits = [_tree_limit(job) for job in jobs]
-            bodies = encode_trees(
-                volumes,
-                [job.classes for job in jobs],
-                limits,
-                params,
-                device,
-                threads,
-            )
-            for job, body in zip(jobs, bodies, strict=True):
-                streams[job.index] = _seal(job, body)
+            works = [
+                Work(
+                    np.asarray(job.array)[job.info.valid_slices].reshape(job.info.batched_shape),
+                    normalise(job.array, job.info, job.classes),
+                    job.info,
+                    job.classes,
+                    partial(_room, job),
+                )
+                for job in jobs
+            ]
+            models = encode_models(works, params, config.resolve_device(), threads)
+        for job, sections in zip(jobs, models, strict=True):
+            streams[job.index] = _seal(job, sections, params)
     return [stream for stream in streams if stream is not None]
 
 
-def _limit_bytes(array: np.ndarray, ratio: float | None) -> int:
-    assert ratio is not None
-    return math.floor(Fraction(array.nbytes) / Fraction(ratio))
+def _limit_bytes(array: np.ndarray, ratio: float | None) -> int | None:
+    return None if ratio is None else math.floor(Fraction(array.nbytes) / Fraction(ratio))
 
 
-def _check_limit(size_bytes: int, limit_bytes: int, array: np.ndarray) -> None:
-    if size_bytes <= limit_bytes:
+def _check_limit(size_bytes: int, limit_bytes: int | None, array: np.ndarray) -> None:
+    if limit_bytes is None or size_bytes <= limit_bytes:
         return
     hundredths = 100 * array.nbytes // size_bytes
-    if _limit_bytes(array, hundredths / 100) < size_bytes:
+    if math.floor(Fraction(array.nbytes) / Fraction(hundredths / 100)) < size_bytes:
         hundredths -= 1
     raise TargetError(
         f"a chunk of shape {array.shape} and dtype {array.dtype} needs at least {size_bytes} "
@@ -130,25 +131,32 @@ def _check_limit(size_bytes: int, limit_bytes: int, array: np.ndarray) -> None:
     )
 
 
-def _tree_limit(job: _Job) -> int:
-    """Bytes left for the tree section."""
+def _room(job: _Job, ids: Sequence[int]) -> int:
+    """Count the bytes left for the bodies of some model sections together."""
     from tinc_codec.model.budget import smallest_section
 
+    assert job.limit_bytes is not None
     lengths = {section: len(body) for section, body in job.sections.items()}
 
-    def others(tree_bytes: int) -> int:
-        overhead = overhead_bytes(job.info, {**lengths, Section.TREE: tree_bytes})
-        return overhead + sum(lengths.values())
+    def others(model_bytes: int) -> int:
+        declared = {**lengths, **dict.fromkeys(ids, model_bytes)}
+        return overhead_bytes(job.info, declared) + sum(lengths.values())
 
-    least = smallest_section(job.info.batched_shape)
+    least = min(smallest_section(job.info.batched_shape), SMALLEST_FEATURES)
     _check_limit(others(least) + least, job.limit_bytes, job.array)
     # The length of the section's length depends on itself: the second answer never grows it.
     return job.limit_bytes - others(job.limit_bytes - others(least))
 
 
-def _seal(job: _Job, body: bytes) -> bytes:
-    """Build the stream, decode it as a reader will, and record what it achieves."""
-    sections = {**job.sections, int(Section.TREE): body}
+def _seal(job: _Job, models: Mapping[int, bytes], params: EncodingParams) -> bytes:
+    """Build the stream, decode it as a reader will, and record what it achieves.
+
+    Raises
+    ------
+    TargetError
+        If what a reader gets breaks the promise.
+    """
+    sections = {**job.sections, **models}
     draft = write_stream(Header(job.info, 0.0, 0.0, sections))
     _check_limit(len(draft), job.limit_bytes, job.array)
     (decoded,) = _decode([draft])
@@ -156,6 +164,10 @@ def _seal(job: _Job, body: bytes) -> bytes:
     original = np.asarray(job.array)[valid]
     finite = None if job.classes is None else job.classes == 0
     quality = measure(original, decoded[valid], finite)
+    if params.psnr is not None and quality.psnr < params.psnr:
+        raise TargetError(f"psnr={params.psnr:g} dB was not reached: {quality.psnr:.3f} dB")
+    if params.max_error is not None and not quality.max_error <= params.max_error:
+        raise TargetError(f"max_error={params.max_error:g} was not kept: {quality.max_error:g}")
     return write_stream(Header(job.info, quality.psnr, quality.max_error, sections))
 
 
@@ -191,81 +203,45 @@ def decode_chunks(streams: Sequence[Any]) -> list[np.ndarray]:
 
 def _decode(streams: Sequence[Any]) -> list[np.ndarray]:
     limit = config.get().max_decoded_bytes
-    parsed = [_parse(read_stream(data, max_decoded_bytes=limit)) for data in streams]
-    outs = [allocate(model.info) for model in parsed]
+    headers = [read_stream(data, max_decoded_bytes=limit) for data in streams]
+    if any(_has_model(header) for header in headers):
+        with config.cpu_slots() as threads:
+            device = config.resolve_device()
+            if device != "cpu":
+                return _decode_together(headers, device, threads)
+            # One after the other, so that what is decoded in between is that of one chunk.
+            return [out for h in headers for out in _decode_together([h], device, threads)]
+    return _decode_together(headers, "cpu", 1)
+
+
+def _has_model(header: Header) -> bool:
+    return bool({Section.TREE, Section.FEATURES} & set(header.sections))
+
+
+def _decode_together(headers: Sequence[Header], device: str, threads: int) -> list[np.ndarray]:
+    """Decode chunks whose bytes are checked; nothing of their size is allocated before."""
+    classes = [_classes(header) for header in headers]
+    models: list[ChunkModel | None] = [None] * len(headers)
+    if any(map(_has_model, headers)):
+        from tinc_codec.model.render import read_model, render
+
+        models = [read_model(header) for header in headers]
+    outs = [allocate(header.info) for header in headers]
     views = [
-        None if model.tree is None else valid_view(out, model.info)
-        for model, out in zip(parsed, outs, strict=True)
+        None if model is None else valid_view(out, model.info)
+        for model, out in zip(models, outs, strict=True)
     ]
-    trees = [
-        (model.tree, model.info, view)
-        for model, view in zip(parsed, views, strict=True)
-        if model.tree is not None and view is not None
-    ]
-    if trees:
-        _evaluate_trees(trees)
-    for model, out, view in zip(parsed, outs, views, strict=True):
+    pairs = [(m, v) for m, v in zip(models, views, strict=True) if m is not None and v is not None]
+    if pairs:
+        render([model for model, _ in pairs], [view for _, view in pairs], device, threads)
+    for header, kinds, out, view in zip(headers, classes, outs, views, strict=True):
         if view is None:
-            fill_constant(out, model.info)
-        finish(out, model.info, model.classes, view)
+            fill_constant(out, header.info)
+        finish(out, header.info, kinds, view)
     return outs
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """A tree ready to be evaluated."""
-
-    shape: "TreeShape"
-    parameters: np.ndarray
-    scaling: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    """A stream whose sections are decoded; nothing of the chunk's size is allocated yet."""
-
-    info: ChunkInfo
-    classes: np.ndarray | None
-    tree: _Tree | None
-
-
-def _parse(header: Header) -> _Parsed:
-    info = header.info
-    classes = tree = None
-    if Section.MASK in header.sections:
-        classes = decode_classes(header.sections[Section.MASK], info.valid_extent)
-    if Section.TREE in header.sections:
-        from tinc_codec.model.section import read_tree, tree_parameters
-
-        volumes, z, y, x = info.batched_shape
-        section = read_tree(header.sections[Section.TREE], (z, y, x), volumes)
-        scaling = np.array([section.offsets, section.gains], dtype=np.float32).T
-        tree = _Tree(section.shape, tree_parameters(section, volumes), scaling)
-    return _Parsed(info, classes, tree)
-
-
-def _evaluate_trees(trees: list[tuple[_Tree, ChunkInfo, np.ndarray]]) -> None:
-    from tinc_codec.model.evaluate import evaluate, evaluate_batch
-
-    with config.cpu_slots() as threads:
-        device = config.resolve_device()
-        if device == "cpu":
-            for tree, info, view in trees:
-                evaluate(tree.shape, tree.parameters, tree.scaling, info, view, device, threads)
-            return
-        groups: dict[TreeShape, list[tuple[_Tree, ChunkInfo, np.ndarray]]] = {}
-        for item in trees:
-            groups.setdefault(item[0].shape, []).append(item)
-        for shape, items in groups.items():
-            # Bounded, so that the decoded float32 of a batch stays within 1 GiB of the device.
-            most = max(1, _DEVICE_VOXELS // math.prod(items[0][2].shape))
-            for first in range(0, len(items), most):
-                batch, infos, views = zip(*items[first : first + most], strict=True)
-                evaluate_batch(
-                    shape,
-                    [tree.parameters for tree in batch],
-                    [tree.scaling for tree in batch],
-                    infos,
-                    views,
-                    device,
-                )
+def _classes(header: Header) -> np.ndarray | None:
+    if Section.MASK not in header.sections:
+        return None
+    return decode_classes(header.sections[Section.MASK], header.info.valid_extent)

@@ -66,6 +66,7 @@ class TINC(Codec, _FrozenDict):
         ratio: float | None = None,
         psnr: float | None = None,
         max_error: float | None = None,
+        model: str = "auto",
         effort: int = 4,
         levels: int | Literal["auto"] = "auto",
         layers: int | Sequence[int] | Literal["auto"] = "auto",
@@ -79,6 +80,7 @@ class TINC(Codec, _FrozenDict):
             ratio=ratio,
             psnr=psnr,
             max_error=max_error,
+            model=model,
             effort=effort,
             levels=levels,
             layers=layers,  # type: ignore[arg-type]

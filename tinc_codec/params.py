@@ -15,6 +15,7 @@ MAX_EFFORT = 9
 MAX_LEVELS = 6
 MAX_LAYERS = 8
 MAX_W0 = 1000.0
+MODELS = ("auto", "tree", "features")
 NODE_SPLITS = ("auto", "equal", "aoi", "variance")
 PRUNINGS = ("auto", "none", "iterative", "dynamic")
 
@@ -27,8 +28,14 @@ class EncodingParams:
     ----------
     ratio : float, optional
         Encoded bytes of every chunk are at most its raw bytes / ratio; 1 < ratio <= 100000.
-    psnr, max_error : float, optional
-        Promises on quality (dB, and units of the data); not available yet.
+    psnr : float, optional
+        PSNR of every chunk in dB is at least this; > 0. The peak is the chunk's own range of
+        valid values. The fewest bytes that reach it are sought.
+    max_error : float, optional
+        Every valid voxel is decoded within this of the original, in units of the data; >= 0.
+        On integers, less than 1 means exact data. The fewest bytes that reach it are sought.
+    model : {"auto", "tree", "features"}
+        What a chunk's bytes go to: hyper layers of a tree, wavelet features, or what is better.
     effort : int
         Encode time spent on quality, 0 to 9; decode time does not depend on it.
     levels : int or "auto"
@@ -59,6 +66,7 @@ class EncodingParams:
     ratio: float | None = None
     psnr: float | None = None
     max_error: float | None = None
+    model: str = "auto"
     effort: int = 4
     levels: int | Literal["auto"] = "auto"
     layers: int | tuple[int, ...] | Literal["auto"] = "auto"
@@ -76,6 +84,7 @@ class EncodingParams:
             raise ConfigError(f"give exactly one of ratio, psnr, max_error; found {found}")
         checked = {
             given[0]: _check_target(given[0], getattr(self, given[0])),
+            "model": _choice("model", self.model, MODELS),
             "effort": _integer("effort", self.effort, 0, MAX_EFFORT),
             "levels": _integer("levels", self.levels, 1, MAX_LEVELS, auto=True),
             "layers": _check_layers(self.layers, self.levels),
@@ -87,7 +96,6 @@ class EncodingParams:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        _refuse_unavailable(self)
 
     def to_config(self) -> dict[str, Any]:
         """Return a JSON-able dict of what differs from the defaults; `from_config` reverses it."""
@@ -115,13 +123,6 @@ class EncodingParams:
                 f"unknown parameter {', '.join(unknown)}; known are {', '.join(known)}"
             )
         return cls(**config)
-
-
-def _refuse_unavailable(params: EncodingParams) -> None:
-    for name in ("psnr", "max_error"):
-        value = getattr(params, name)
-        if value is not None:
-            raise ConfigError(f"{name}={value:g} is not available yet in this version; use ratio=")
 
 
 def _check_target(name: str, value: object) -> float:

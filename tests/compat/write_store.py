@@ -1,7 +1,7 @@
-"""Write a v2-format store with whatever zarr is installed, for `read_store` in another environment.
+"""Write a store with whatever zarr is installed, for `read_store` in another environment.
 
-Run from the repository root: `python -m tests.compat.write_store FOLDER`. The folder receives
-`store.zarr` and `expected.npz`, with the original and the decoded values of every array.
+Run from the repository root: `python -m tests.compat.write_store FOLDER FORMAT`. The folder
+receives `store.zarr` and `expected.npz`, with the original and the decoded values of every array.
 """
 
 from __future__ import annotations
@@ -14,40 +14,74 @@ import zarr
 
 from tests.faces import CHUNKS, CODEC, smooth_volume
 
+ZARR_2 = zarr.__version__.startswith("2.")
+SHAPE = (20, 16, 16)
 ARRAYS = {
-    "f4-C": ("<f4", "C"),
-    "f4-F": ("<f4", "F"),
-    "big-endian-F": (">f4", "F"),
-    "u2": ("<u2", "C"),
-    "u1": ("|u1", "C"),
+    2: {
+        "f4-C": {"dtype": "<f4", "order": "C"},
+        "f4-F": {"dtype": "<f4", "order": "F"},
+        "big-endian-F": {"dtype": ">f4", "order": "F"},
+        "u2": {"dtype": "<u2"},
+        "u1": {"dtype": "|u1"},
+    },
+    3: {
+        "f4": {"dtype": "<f4"},
+        "u1": {"dtype": "|u1"},
+        "f8-shards": {"dtype": "<f8", "shards": (32, 16, 16)},
+        "u2-shards": {"dtype": "<u2", "shards": (32, 16, 16)},
+    },
 }
+"""Name and options of the arrays of each Zarr format."""
 
 
-def create(group, name, **options):
+def create(group, name, zarr_format, **options):
     """Create an array in a group, in the words of the installed zarr."""
-    if zarr.__version__.startswith("2."):
+    if ZARR_2:
         return group.create_dataset(name, compressor=CODEC, **options)
-    return group.create_array(name, compressors=CODEC, **options)
+    if zarr_format == 2:
+        return group.create_array(name, compressors=CODEC, **options)
+    return group.create_array(name, serializer=CODEC, compressors=None, **options)
 
 
-def write(folder: Path) -> None:
+def can_fit() -> bool:
+    """Whether this environment encodes more than constant chunks: a fit may need torch."""
+    try:
+        CODEC.encode(smooth_volume(CHUNKS))
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        return False
+    return True
+
+
+def volume(dtype: str, fitted: bool) -> np.ndarray:
+    """Return a smooth volume, or where there is no fit one with a constant in each chunk."""
+    if fitted:
+        return smooth_volume(SHAPE, dtype)
+    plateaus = np.full(SHAPE, 3, dtype)
+    plateaus[CHUNKS[0] :] = 7
+    return plateaus
+
+
+def write(folder: Path, zarr_format: int = 2) -> None:
     """Write `store.zarr` and `expected.npz` into a folder."""
-    options = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}
+    options = {} if ZARR_2 else {"zarr_format": zarr_format}
     group = zarr.open_group(str(folder / "store.zarr"), mode="w", **options)
     expected = {}
-    for name, (dtype, order) in ARRAYS.items():
-        original = smooth_volume((20, 16, 16), dtype)
+    fitted = can_fit()
+    for name, settings in ARRAYS[zarr_format].items():
+        original = volume(settings["dtype"], fitted)
         fill_value = np.nan if original.dtype.kind == "f" else 0
         if original.dtype.kind == "f":
             original[2:5, 3:9, :] = np.nan
         array = create(
             group,
             name,
+            zarr_format,
             shape=original.shape,
             chunks=CHUNKS,
-            dtype=dtype,
-            order=order,
             fill_value=fill_value,
+            **settings,
         )
         array[:] = original
         expected[f"{name}.original"] = original
@@ -56,4 +90,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), int(sys.argv[2]))

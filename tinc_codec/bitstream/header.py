@@ -16,7 +16,12 @@ from tinc_codec.bitstream.scalars import (
     read_scalar,
     write_scalar,
 )
-from tinc_codec.bitstream.sections import Section, read_section_table, write_section_table
+from tinc_codec.bitstream.sections import (
+    SINCE_MINOR,
+    Section,
+    read_section_table,
+    write_section_table,
+)
 from tinc_codec.bitstream.varint import write_varint
 from tinc_codec.bitstream.version import MAGIC, MAJOR, MINOR, read_version, unknown_value
 from tinc_codec.errors import (
@@ -213,7 +218,9 @@ def _write_head(
         | FLAG_NO_FINITE * no_finite
     )
     out = bytearray(MAGIC)
-    out += bytes([MAJOR, MINOR, flags, dtype_code(info.dtype), len(info.shape)])
+    # The lowest version that describes the stream, so that older readers take what they can.
+    minor = max((SINCE_MINOR[Section(section)] for section in section_bytes), default=0)
+    out += bytes([MAJOR, minor, flags, dtype_code(info.dtype), len(info.shape)])
     out += b"".join(map(write_varint, info.shape))
     if info.has_padding:
         out += b"".join(map(write_varint, info.valid_extent))
@@ -252,6 +259,11 @@ def _read_head(view: memoryview) -> Header:
     if math.isnan(psnr) or not max_error >= 0:
         raise CorruptStreamError(f"psnr {psnr} or max_error {max_error} is not a bound")
     section_bytes = read_section_table(reader)
+    for section_id in section_bytes:
+        if version < (MAJOR, SINCE_MINOR[Section(section_id)]):
+            raise CorruptStreamError(
+                f"section id: {section_id} does not exist in version {version[0]}.{version[1]}"
+            )
     order = "F" if flags & FLAG_FORTRAN else "C"
     info = ChunkInfo(dtype, order, shape, valid_extent, pad_value, value_min, value_max)
     if bool(flags & FLAG_MASK) != (Section.MASK in section_bytes):
@@ -264,20 +276,25 @@ def _read_head(view: memoryview) -> Header:
 
 def _contradiction(info: ChunkInfo, section_bytes: Mapping[int, int]) -> str | None:
     """Name what in a header cannot be true at once, if anything."""
-    has_mask, has_tree = Section.MASK in section_bytes, Section.TREE in section_bytes
+    has_mask = Section.MASK in section_bytes
+    has_model = Section.TREE in section_bytes or Section.FEATURES in section_bytes
+    has_corrections = Section.CORRECTIONS in section_bytes
     if 0 in section_bytes.values():
         return "a section is empty"
     if info.dtype.kind != "f" and (has_mask or info.value_min is None):
         return f"a chunk of {info.dtype} cannot hold voxels that are not finite"
+    if has_corrections and not has_model:
+        return "corrections need a model to correct"
     if info.value_min is None:
-        if has_mask and not has_tree:
+        if has_mask and not has_model:
             return None
-        return "a chunk without a finite voxel has a mask and no tree"
+        return "a chunk without a finite voxel has a mask and no model"
     low, high = float(info.value_min), float(info.value_max)
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         return f"value range: {low} to {high} is not a finite, ascending range"
-    if has_tree == (low == high):
-        return f"value range: {low} to {high} " + ("needs no tree" if has_tree else "needs a tree")
+    if has_model == (low == high):
+        needs = "needs no model" if has_model else "needs a model"
+        return f"value range: {low} to {high} {needs}"
     return None
 
 

@@ -19,9 +19,12 @@ class Section(IntEnum):
     MASK = 1
     TREE = 2
     FEATURES = 3
+    CORRECTIONS = 4
 
 
-KNOWN_SECTIONS = frozenset({Section.MASK, Section.TREE})
+KNOWN_SECTIONS = frozenset(Section)
+SINCE_MINOR = {Section.MASK: 0, Section.TREE: 0, Section.FEATURES: 1, Section.CORRECTIONS: 1}
+"""The minor version with which each section came."""
 
 
 def write_section_table(section_bytes: Mapping[int, int]) -> bytes:

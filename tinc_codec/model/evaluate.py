@@ -1,6 +1,7 @@
 """Parameters -> voxels, on the CPU or on a GPU, in the chunk's dtype."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -60,10 +61,10 @@ def evaluate_batch(
     """
     values = evaluate_torch(shape, np.stack(parameters), np.stack(scaling), device)
     for value, info, out in zip(values, infos, outs, strict=True):
-        np.copyto(out, _denormalise_torch(value, info).cpu().numpy(), casting="unsafe")
+        np.copyto(out, denormalise_torch(value, info).cpu().numpy(), casting="unsafe")
 
 
-def _denormalise_torch(values: Any, info: ChunkInfo) -> Any:
+def denormalise_torch(values: Any, info: ChunkInfo) -> Any:
     """Twin of `volume.chunk.denormalise`, in a torch dtype that holds the values of the chunk."""
     import torch
 
@@ -79,6 +80,44 @@ def _denormalise_torch(values: Any, info: ChunkInfo) -> Any:
     return mapped.to(exact.get(native.name) or getattr(torch, native.name))
 
 
+def add_values(
+    shape: TreeShape, parameters: np.ndarray, scaling: np.ndarray, values: np.ndarray, threads: int
+) -> None:
+    """Add what a tree says of t, not clipped, to float32 values [volume, z, y, x], on the CPU."""
+    _run_leaves(shape, parameters, scaling, None, False, values, threads)
+
+
+def store_values(values: np.ndarray, info: ChunkInfo, out: np.ndarray, threads: int) -> None:
+    """Map t to the data's values on the CPU: twin of `volume.chunk.denormalise`, compiled.
+
+    Parameters
+    ----------
+    values : ndarray of float32
+        Shape (volume, z, y, x).
+    info : ChunkInfo
+    out : ndarray
+        Same shape, `info.dtype`, any strides.
+    threads : int
+    """
+    from tinc_codec.model import fused
+
+    mapping, is_integer = value_mapping(info), info.dtype.kind in "iu"
+    rows = math.prod(values.shape[:3])
+
+    def fill(target: np.ndarray) -> None:
+        def work(first: int, last: int) -> None:
+            fused.store_rows(values, mapping, is_integer, first, last, target)
+
+        shares = min(threads, max(1, values.size // _SHARE_VOXELS))
+        bounds = [rows * i // shares for i in range(shares + 1)]
+        _map(work, list(pairwise(bounds)), threads)
+
+    _through_native(out, fill)
+
+
+_SHARE_VOXELS = 1 << 19
+
+
 def _evaluate_compiled(
     shape: TreeShape,
     parameters: np.ndarray,
@@ -87,37 +126,59 @@ def _evaluate_compiled(
     out: np.ndarray,
     threads: int,
 ) -> None:
-    from tinc_codec.model import fused
+    mapping, is_integer = value_mapping(info), info.dtype.kind in "iu"
+    _through_native(
+        out,
+        lambda target: _run_leaves(
+            shape, parameters, scaling, mapping, is_integer, target, threads
+        ),
+    )
 
+
+def _through_native(out: np.ndarray, fill: Callable[[np.ndarray], None]) -> None:
+    """Fill an array through one of a dtype that the compiler knows."""
     target, native = out, out.dtype.newbyteorder("=")
     if not out.dtype.isnative or native == np.float16:
         # The compiler knows neither; from float64, a float16 is rounded once.
         target = np.empty(out.shape, dtype=np.float64 if native == np.float16 else native)
-    mapping = value_mapping(info)
-    jobs = []
+    fill(target)
+    if target is not out:
+        np.copyto(out, target, casting="same_kind")
+
+
+def _map(work: Callable[..., None], jobs: list[tuple[Any, ...]], threads: int) -> None:
+    if threads > 1 and len(jobs) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda job: work(*job), jobs))
+    else:
+        for job in jobs:
+            work(*job)
+
+
+def _run_leaves(
+    shape: TreeShape,
+    parameters: np.ndarray,
+    scaling: np.ndarray,
+    mapping: tuple[float, float, float, float, float] | None,
+    is_integer: bool,
+    target: np.ndarray,
+    threads: int,
+) -> None:
+    from tinc_codec.model import fused
+
     shares = max(1, min(shape.leaf_count, 4 * threads)) if threads > 1 else 1
     bounds = [shape.leaf_count * i // shares for i in range(shares + 1)]
-    for volume in range(len(parameters)):
-        offset, gain = scaling[volume]
-        for first, last in pairwise(bounds):
-            jobs.append((volume, first, last, np.float32(gain), np.float32(offset)))
 
-    def work(job: tuple[int, int, int, Any, Any]) -> None:
-        volume, first, last, gain, offset = job
+    def work(volume: int, first: int, last: int) -> None:
+        offset, gain = scaling[volume]
         fused.evaluate_leaves(
             parameters[volume], shape.leaf_paths, shape.leaf_origins, shape.leaf_extents,
             shape.coordinate_map, np.array(shape.axes), np.float32(shape.w0), shape.max_width,
-            first, last, gain, offset, mapping, info.dtype.kind in "iu", target[volume],
+            first, last, np.float32(gain), np.float32(offset), mapping, is_integer, target[volume],
         )  # fmt: skip
 
-    if threads > 1 and len(jobs) > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, jobs))
-    else:
-        for job in jobs:
-            work(job)
-    if target is not out:
-        np.copyto(out, target, casting="same_kind")
+    _map(work, [(volume, *pair) for volume in range(len(parameters)) for pair in pairwise(bounds)],
+         threads)  # fmt: skip
 
 
 def evaluate_torch(

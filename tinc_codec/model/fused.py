@@ -181,6 +181,7 @@ def evaluate_leaves(  # type: ignore[no-untyped-def]
     """Evaluate leaves first to last - 1 of one volume into out [Z, Y, X] of any real dtype.
 
     The network's output f becomes t = gain * f + offset, and that the data's value; see `store`.
+    Where `mapping` is None, t itself is added to `out`.
     """
     n_layers = paths.shape[1]
     a = np.empty((width, TILE), np.float32)
@@ -213,10 +214,13 @@ def evaluate_leaves(  # type: ignore[no-untyped-def]
                 for row in range(row_start, row_stop):
                     target = out[oz + row // height, oy + row % height]
                     begin = (row - row_start) * run
-                    store(
-                        z[0, begin : begin + run], gain, offset, mapping, is_integer,
-                        target[ox + x_start : ox + x_start + run],
-                    )  # fmt: skip
+                    values = z[0, begin : begin + run]
+                    stored = target[ox + x_start : ox + x_start + run]
+                    if mapping is None:
+                        for s in range(run):
+                            stored[s] += values[s] * gain + offset
+                    else:
+                        store(values, gain, offset, mapping, is_integer, stored)
 
 
 @njit(**_COMPILE)
@@ -251,3 +255,15 @@ def store(values, gain, offset, mapping, is_integer, out):  # type: ignore[no-un
         if is_integer:
             value = np.rint(value)
         out[s] = min(max(value, value_min), value_max)
+
+
+@njit(**_COMPILE)
+def store_rows(values, mapping, is_integer, first, last, out):  # type: ignore[no-untyped-def]
+    """Store rows first to last - 1 of t, float32 [B, Z, Y, X], as the data's values."""
+    volumes, depth, height, _ = values.shape
+    for row in range(first, last):
+        plane = row // height
+        store(
+            values[plane // depth, plane % depth, row % height], np.float32(1), np.float32(0),
+            mapping, is_integer, out[plane // depth, plane % depth, row % height],
+        )  # fmt: skip

@@ -1,0 +1,358 @@
+"""Normalised volumes -> features sections, in closed form: transform, choose symbols, code.
+
+Voxels at the end of the value range, and those that do not count, leave freedom: whatever is
+decoded beyond the range is clipped to it. So the volume is transformed again with what the last
+choice of symbols decodes to in its place wherever that is as good, which saves bits on data with
+an empty background.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from tinc_codec.entropy.bands import choose_low_pass, low_pass_slices
+from tinc_codec.fit.rdo import choose_symbols
+from tinc_codec.model.features import (
+    CENTROID_UNIT,
+    MAX_STEP_CODE,
+    Features,
+    coefficients_of,
+    feature_levels,
+    feature_step,
+    no_shifts,
+    step_code,
+    write_features,
+)
+from tinc_codec.model.wavelet import forward, inverse
+
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+LMBDA = 0.09
+"""Squared steps that a bit is worth; from 0.1 to 0.2 hardly differ."""
+_BITS_PER_SYMBOL = 5.0
+_SAMPLED = 7
+"""One in so many coefficients is looked at for the first guess of the step."""
+_LARGEST_SYMBOL = float(1 << 23)
+
+EXACT, BELOW, ABOVE, FREE = 0, 1, 2, 3
+"""What a voxel asks for: its value, at most it, at least it, nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureTarget:
+    """What features are to stand for.
+
+    Attributes
+    ----------
+    values : ndarray of float32
+        Shape (B, z, y, x), in [0, 1] where they count.
+    demands : ndarray of uint8 or None
+        `EXACT`, `BELOW`, `ABOVE` or `FREE` per voxel; None where all are `EXACT`.
+    base : ndarray of float32 or None
+        What is added to the features, such as a tree's output.
+    """
+
+    values: np.ndarray
+    demands: np.ndarray | None
+    base: np.ndarray | None = None
+
+
+def demands_of(values: np.ndarray, classes: np.ndarray | None) -> np.ndarray | None:
+    """Tell which voxels need not be met exactly: those at 0, at 1, and those that do not count."""
+    demands = np.where(values <= 0, np.uint8(BELOW), np.uint8(EXACT))
+    demands[values >= 1] = ABOVE
+    if classes is not None:
+        demands[classes.reshape(values.shape) != 0] = FREE
+    return demands if np.count_nonzero(demands) * 200 > demands.size else None
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureCode:
+    """A features section and what it decodes to.
+
+    Attributes
+    ----------
+    section : bytes
+    values : ndarray of float32
+        Shape (B, z, y, x), the base included, not clipped.
+    """
+
+    section: bytes
+    values: np.ndarray
+
+
+class FeatureFit:
+    """A target that is quantised again and again, each time knowing what the last one left.
+
+    Parameters
+    ----------
+    target : FeatureTarget
+    threads : int
+    """
+
+    def __init__(self, target: FeatureTarget, threads: int, lmbda: float = LMBDA) -> None:
+        self._target = target
+        self._threads = threads
+        self._lmbda = lmbda
+        _, z, y, x = target.values.shape
+        self._levels = feature_levels((z, y, x))
+        self._shifts = no_shifts(self._levels)
+        wanted = target.values if target.base is None else target.values - target.base
+        self._coefficients = forward(wanted, threads)
+        largest = float(np.abs(self._coefficients).max())
+        self._least_code = step_code(max(largest, 2.0**-20))
+        self._most_code = min(MAX_STEP_CODE, step_code(max(largest, 2.0**-20) / _LARGEST_SYMBOL))
+
+    def first_code(self, size_bytes: float) -> int:
+        """Guess the step at which the section has a size."""
+        sample = np.abs(self._coefficients.reshape(-1)[::_SAMPLED])
+        kept = min(max(1, int(size_bytes * 8 / _BITS_PER_SYMBOL / _SAMPLED)), sample.size)
+        threshold = float(np.partition(sample, sample.size - kept)[sample.size - kept])
+        return self.clip(step_code(max(threshold, 2.0**-24) / 0.75))
+
+    def clip(self, code: float) -> int:
+        """Limit a step's code to those that make sense for these coefficients."""
+        return int(min(max(round(code), self._least_code - 64), self._most_code))
+
+    def quantise(self, code: int) -> tuple[Features, float]:
+        """Choose symbols with a step; the features and the estimated bits of their code."""
+        step = feature_step(code)
+        choices = [
+            choose_symbols(volume, self._levels, step, self._lmbda, self._shifts, self._threads)
+            for volume in self._coefficients
+        ]
+        symbols = np.stack([choice.symbols for choice in choices])
+        centroids = []
+        for level in self._levels:
+            sums = np.zeros((2, 2))
+            for volume, chosen in zip(self._coefficients, symbols, strict=True):
+                for mask in level.masks:
+                    band = level.band_slices(mask)
+                    _add_remainders(volume[band], chosen[band], np.float32(1 / step), sums)
+            mean = sums[0] / np.maximum(sums[1], 1) / CENTROID_UNIT
+            one, more = np.clip(np.rint(mean), -127, 127).astype(int).tolist()
+            centroids.append((one, more))
+        features = Features(symbols, code, tuple(centroids), self._shifts)
+        return features, sum(choice.size_bits for choice in choices)
+
+    def decode(self, features: Features) -> np.ndarray:
+        """Evaluate features, base included; float32 [B, z, y, x], not clipped."""
+        copy = Features(
+            features.symbols.copy(), features.step_code, features.centroids, features.shifts
+        )
+        values = inverse(coefficients_of(copy), self._threads)
+        if self._target.base is not None:
+            values += self._target.base
+        return values
+
+    def learn(self, values: np.ndarray) -> None:
+        """Let voxels that leave freedom ask for what is decoded anyway."""
+        target = self._target
+        if target.demands is None:
+            return
+        wanted = np.empty_like(target.values)
+        _relax(target.values.reshape(-1), target.demands.reshape(-1), values.reshape(-1),
+               wanted.reshape(-1))  # fmt: skip
+        if target.base is not None:
+            wanted -= target.base
+        self._coefficients = forward(wanted, self._threads)
+
+    @property
+    def learns(self) -> bool:
+        """Whether `learn` changes anything."""
+        return self._target.demands is not None
+
+    def write(self, features: Features) -> bytes:
+        """Code features."""
+        corner = low_pass_slices(self._levels, features.symbols.shape[1:])
+        low_passes = [choose_low_pass(volume[corner]) for volume in features.symbols]
+        return write_features(features, low_passes)
+
+
+def fit_to_size(fit: FeatureFit, limit_bytes: int, passes: int) -> FeatureCode | None:
+    """Find the best features whose section has at most `limit_bytes`; None where none has.
+
+    Parameters
+    ----------
+    fit : FeatureFit
+    limit_bytes : int
+    passes : int
+        Choices of symbols before the section is written, at least 1.
+    """
+    aim = 0.998 * limit_bytes
+    line = _Line(math.log(aim), -1.1 * math.log(2) / 64 * -1)
+    code = fit.first_code(limit_bytes)
+    for _ in range(passes):
+        features, bits = fit.quantise(code)
+        line.add(code, math.log(bits / 8 + _overhead(features)))
+        if fit.learns:
+            fit.learn(fit.decode(features))
+        code = fit.clip(line.next_code())
+    best: tuple[bytes, Features] | None = None
+    for _ in range(_WRITES):
+        features, _ = fit.quantise(code)
+        section = fit.write(features)
+        if len(section) <= limit_bytes and (best is None or len(section) > len(best[0])):
+            best = section, features
+        if best is not None and len(best[0]) >= 0.99 * limit_bytes:
+            break
+        line.add(code, math.log(len(section)))
+        following = fit.clip(line.next_code())
+        if following == code:
+            if len(section) <= limit_bytes:
+                break
+            following = fit.clip(code - 1)
+            if following == code:
+                break
+        code = following
+    if best is None:
+        return None
+    return FeatureCode(best[0], fit.decode(best[1]))
+
+
+_WRITES = 8
+
+
+def _overhead(features: Features) -> int:
+    return 8 + 2 * len(features.centroids) + 4 * len(features.symbols)
+
+
+class _Line:
+    """Finds where a quantity that is nearly linear in the step's code meets an aim."""
+
+    def __init__(self, aim: float, slope: float) -> None:
+        self._aim, self._slope = aim, slope
+        self._points: list[tuple[int, float]] = []
+
+    def add(self, code: int, value: float) -> None:
+        self._points.append((code, value))
+        if len(self._points) > 1:
+            (c0, v0), (c1, v1) = self._points[-2:]
+            if abs(c1 - c0) >= 2 and (v1 - v0) * (c1 - c0) * self._slope > 0:
+                steepness = (v1 - v0) / (c1 - c0) / self._slope
+                self._slope *= min(max(steepness, 0.5), 2.0)
+
+    def next_code(self) -> float:
+        code, value = self._points[-1]
+        return math.floor(code + (self._aim - value) / self._slope)
+
+
+@njit(**_COMPILE)
+def _add_remainders(coefficients, symbols, inverse_step, sums):  # type: ignore[no-untyped-def]
+    """Add up what magnitudes of 1, and larger ones, leave of the coefficients, and count them."""
+    for z in range(symbols.shape[0]):
+        for y in range(symbols.shape[1]):
+            for x in range(symbols.shape[2]):
+                size = abs(symbols[z, y, x])
+                if size:
+                    kind = 0 if size == 1 else 1
+                    sums[0, kind] += abs(coefficients[z, y, x]) * inverse_step - size
+                    sums[1, kind] += 1
+
+
+@njit(**_COMPILE)
+def _relax(values, demands, decoded, wanted):  # type: ignore[no-untyped-def]
+    for i in range(len(values)):
+        wanted[i] = values[i]
+        if demands[i] == BELOW:
+            wanted[i] = min(decoded[i], values[i])
+        elif demands[i] == ABOVE:
+            wanted[i] = max(decoded[i], values[i])
+        elif demands[i] == FREE:
+            wanted[i] = decoded[i]
+
+
+def fit_to_quality(
+    fit: FeatureFit, psnr: float, measure: Callable[[np.ndarray], float], passes: int
+) -> FeatureCode | None:
+    """Find the shortest features that reach a PSNR; None where the finest step does not.
+
+    Parameters
+    ----------
+    fit : FeatureFit
+    psnr : float
+        In dB.
+    measure : callable
+        From t to the PSNR of the voxels it decodes to.
+    passes : int
+    """
+    # An error of a third of a step on average, and 6 dB per octave.
+    code = fit.clip(step_code(3.0 * 10 ** (-psnr / 20)))
+    line = _Line(psnr, 5.0 / 64)
+    best: tuple[int, Features, np.ndarray] | None = None
+    finest_failure = -1
+    for number in range(passes + _WRITES):
+        features, _ = fit.quantise(code)
+        values = fit.decode(features)
+        reached = measure(values)
+        if reached >= psnr:
+            if best is None or code <= best[0]:
+                best = code, features, values
+        else:
+            finest_failure = max(finest_failure, code)
+        if best is not None and number + 1 >= passes and best[0] - finest_failure <= 2:
+            break
+        if number + 1 < passes and fit.learns:
+            fit.learn(values)
+        line.add(code, min(reached, psnr + 20))
+        # The next code above the aim, and never one that is known to fail or to be needlessly fine.
+        following = fit.clip(math.ceil(line.next_code() + 0.5))
+        if best is not None:
+            following = min(following, best[0] - 1)
+        following = max(following, finest_failure + 1)
+        if following == code or (best is not None and following >= best[0]):
+            if best is not None:
+                break
+            following = fit.clip(code + 8)
+            if following == code:
+                return None
+        code = following
+    if best is None:
+        return None
+    return FeatureCode(fit.write(best[1]), best[2])
+
+
+def fit_to_bound(
+    fit: FeatureFit,
+    max_error: float,
+    corrections_bytes: Callable[[np.ndarray], int],
+    passes: int,
+) -> FeatureCode:
+    """Find the features that take the fewest bytes together with their corrections.
+
+    Parameters
+    ----------
+    fit : FeatureFit
+    max_error : float
+        In units of t.
+    corrections_bytes : callable
+        From t to the bytes of the corrections that it needs.
+    passes : int
+        At least 3.
+    """
+    found: dict[int, tuple[int, Features, np.ndarray]] = {}
+
+    def total(code: int) -> int:
+        if code not in found:
+            features, bits = fit.quantise(code)
+            values = fit.decode(features)
+            size = round(bits / 8) + corrections_bytes(values)
+            found[code] = size, features, values
+        return found[code][0]
+
+    middle = fit.clip(step_code(_STEPS_PER_BOUND * max(max_error, 2.0**-22)))
+    stride = 32
+    while len(found) < passes and stride >= 4:
+        codes = [fit.clip(middle + offset) for offset in (0, -stride, stride)]
+        best = min(codes, key=total)
+        if best == middle:
+            stride //= 2
+        middle = best
+    _, features, values = found[middle]
+    return FeatureCode(fit.write(features), values)
+
+
+_STEPS_PER_BOUND = 2.0

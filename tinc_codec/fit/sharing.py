@@ -1,0 +1,257 @@
+"""Chunks -> model sections that keep a promise: what goes to hyper layers, what to features."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinc_codec.bitstream.sections import Section
+from tinc_codec.errors import TargetError
+from tinc_codec.fit.features import (
+    FeatureCode,
+    FeatureFit,
+    FeatureTarget,
+    demands_of,
+    fit_to_bound,
+    fit_to_quality,
+    fit_to_size,
+)
+from tinc_codec.metrics import psnr
+from tinc_codec.model.budget import smallest_section
+from tinc_codec.model.evaluate import add_values, store_values
+from tinc_codec.model.features import TOLERANCE
+from tinc_codec.model.section import read_tree, tree_parameters
+from tinc_codec.params import EncodingParams
+
+try:
+    from tinc_codec.quantise.corrections import Corrections, find_corrections, write_corrections
+except ImportError:
+    pass
+from tinc_codec.volume.chunk import ChunkInfo, value_mapping
+
+PASSES_BY_EFFORT = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
+"""How often symbols are chosen anew before they are written."""
+_PSNR_MARGIN = 0.001
+"""In dB: what another device's rounding may cost."""
+
+Sections = dict[int, bytes]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A chunk that waits for its model.
+
+    Attributes
+    ----------
+    original : ndarray
+        Shape (B, z, y, x), of the chunk's dtype: its valid extent.
+    values : ndarray of float32
+        The same normalised.
+    info : ChunkInfo
+    classes : ndarray of uint8 or None
+        Of as many voxels; not 0 where a voxel does not count.
+    room : callable
+        From the ids of sections to the bytes that their bodies may have together, where a ratio
+        is asked for.
+    """
+
+    original: np.ndarray
+    values: np.ndarray
+    info: ChunkInfo
+    classes: np.ndarray | None
+    room: Callable[[Sequence[int]], int]
+
+    @property
+    def counted(self) -> np.ndarray | None:
+        """Which voxels count; None for all."""
+        return None if self.classes is None else self.classes.reshape(self.values.shape) == 0
+
+
+def encode_features(work: Work, params: EncodingParams, threads: int) -> Sections | None:
+    """Encode a chunk as features alone; None where they cannot be short or fine enough."""
+    fit = FeatureFit(FeatureTarget(work.values, demands_of(work.values, work.classes)), threads)
+    passes = PASSES_BY_EFFORT[params.effort]
+    code: FeatureCode | None
+    if params.ratio is not None:
+        code = fit_to_size(fit, work.room([Section.FEATURES]), passes)
+    elif params.psnr is not None:
+        code = fit_to_quality(fit, params.psnr + _PSNR_MARGIN, quality_of(work, threads), passes)
+    else:
+        assert params.max_error is not None
+        return _bounded(work, fit, params.max_error, passes)
+    return None if code is None else {int(Section.FEATURES): code.section}
+
+
+def quality_of(work: Work, threads: int) -> Callable[[np.ndarray], float]:
+    """Make a function from t to the PSNR that it reaches."""
+    decoded = np.empty(work.values.shape, work.info.dtype)
+
+    def measure(values: np.ndarray) -> float:
+        store_values(values, work.info, decoded, threads)
+        return psnr(work.original, decoded, work.counted)
+
+    return measure
+
+
+def _bounded(work: Work, fit: FeatureFit, max_error: float, passes: int) -> Sections:
+    scale, _, span, _, _ = value_mapping(work.info)
+
+    def corrections(values: np.ndarray) -> Corrections:
+        return find_corrections(
+            work.original, values, work.info, work.classes, max_error, TOLERANCE
+        )
+
+    def size(values: np.ndarray) -> int:
+        return len(write_corrections(corrections(values), work.info))
+
+    code = fit_to_bound(fit, max_error * scale / span, size, max(3, passes))
+    sections: Sections = {int(Section.FEATURES): code.section}
+    found = corrections(code.values)
+    if len(found.positions):
+        sections[int(Section.CORRECTIONS)] = write_corrections(found, work.info)
+    return sections
+
+
+def encode_trees_alone(
+    works: Sequence[Work], params: EncodingParams, device: str, threads: int
+) -> list[Sections]:
+    """Encode chunks as trees alone; with a ratio, those of one shape are fitted together.
+
+    Raises
+    ------
+    TargetError
+        If a tree cannot keep the promise.
+    """
+    if params.ratio is not None:
+        limits = [work.room([Section.TREE]) for work in works]
+        bodies = _fit_trees(works, limits, params, device, threads)
+        return [{int(Section.TREE): body} for body in bodies]
+    return [_search_tree(work, params, device, threads) for work in works]
+
+
+def _fit_trees(
+    works: Sequence[Work], limits: Sequence[int], params: EncodingParams, device: str, threads: int
+) -> list[bytes]:
+    from tinc_codec.fit.encoder import encode_trees
+
+    return encode_trees(
+        [work.values for work in works],
+        [work.classes for work in works],
+        limits,
+        params,
+        device,
+        threads,
+    )
+
+
+def tree_values(body: bytes, grid: tuple[int, ...], threads: int) -> np.ndarray:
+    """Evaluate a tree section on the CPU: t as float32 of shape (B, z, y, x), not clipped."""
+    volumes, z, y, x = grid
+    section = read_tree(body, (z, y, x), volumes)
+    scaling = np.array([section.offsets, section.gains], dtype=np.float32).T
+    values = np.zeros(grid, dtype=np.float32)
+    add_values(section.shape, tree_parameters(section, volumes), scaling, values, threads)
+    return values
+
+
+def _search_tree(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
+    """Find a short tree that keeps a promise on quality, by a few fits of different sizes."""
+    grid = work.values.shape
+    least, most = smallest_section(grid), max(64, 4 * work.values.size)  # type: ignore[arg-type]
+    measure = quality_of(work, threads)
+    best: Sections | None = None
+    low, high = math.log2(least), math.log2(max(most, 2 * least))
+    size = math.log2(max(least, work.original.nbytes / _FIRST_RATIO))
+    for _ in range(_TREE_FITS):
+        limit = max(least, round(2.0**size))
+        (body,) = _fit_trees([work], [limit], params, device, threads)
+        values = tree_values(body, grid, threads)
+        sections: Sections = {int(Section.TREE): body}
+        if params.psnr is not None:
+            excess = measure(values) - params.psnr - _PSNR_MARGIN
+            if excess >= 0:
+                best, high = sections, min(high, size)
+            else:
+                low = max(low, size)
+            wanted = size - excess / _PSNR_PER_OCTAVE + 0.02
+            if best is not None and high - low < 0.05:
+                break
+        else:
+            assert params.max_error is not None
+            found = find_corrections(
+                work.original, values, work.info, work.classes, params.max_error, TREE_TOLERANCE
+            )
+            if len(found.positions):
+                sections[int(Section.CORRECTIONS)] = write_corrections(found, work.info)
+            if best is not None and _size(sections) >= _size(best):
+                break
+            best, wanted = sections, size + 1
+        size = wanted if low < wanted < high else (low + high) / 2
+    if best is None:
+        raise TargetError(
+            f"a tree does not reach psnr={params.psnr:g} dB in {_TREE_FITS} fits of up to "
+            f'{round(2.0**low)} bytes; use model="features", a larger ratio or less'
+        )
+    return best
+
+
+_FIRST_RATIO = 64
+_TREE_FITS = 6
+_PSNR_PER_OCTAVE = 1.8
+TREE_TOLERANCE = 2.0**-14
+"""Readers may differ by so much in t: `docs/format.md` §7.6."""
+
+
+def _size(sections: Sections) -> int:
+    return sum(map(len, sections.values()))
+
+
+def encode_models(
+    works: Sequence[Work], params: EncodingParams, device: str, threads: int
+) -> list[Sections]:
+    """Encode chunks that are not constant.
+
+    Parameters
+    ----------
+    works : sequence of Work
+    params : EncodingParams
+    device : str
+        A torch device, for trees.
+    threads : int
+
+    Returns
+    -------
+    list of dict
+        Per chunk, the bodies of its model sections by id.
+
+    Raises
+    ------
+    TargetError
+        If a promise cannot be kept.
+    """
+    if params.model == "tree":
+        return encode_trees_alone(works, params, device, threads)
+    shared = []
+    for work in works:
+        sections = encode_features(work, params, threads)
+        if sections is None:
+            sections = _fallback(work, params, device, threads)
+        shared.append(sections)
+    return shared
+
+
+def _fallback(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
+    """Try a tree where features cannot be short enough."""
+    if params.psnr is not None:
+        raise TargetError(
+            f"psnr={params.psnr:g} dB is beyond what float32 arithmetic reaches on this chunk; "
+            "use a lossless codec for such data"
+        )
+    if params.model == "features":
+        room = work.room([Section.FEATURES])
+        raise TargetError(
+            f"features for a chunk of {work.original.shape} voxels do not fit {room} bytes; use "
+            "larger chunks or a smaller ratio"
+        )
+    return encode_trees_alone([work], params, device, threads)[0]

@@ -1,0 +1,1 @@
+"""What the headers of stored chunks say about an array, without decoding anything."""

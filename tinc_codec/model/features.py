@@ -1,0 +1,232 @@
+"""The features section: wavelet coefficients, quantised and coded, <-> bytes."""
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from tinc_codec.bitstream.reader import ByteReader
+from tinc_codec.bitstream.varint import write_varint
+from tinc_codec.entropy.bands import (
+    Level,
+    LowPass,
+    Segment,
+    decode_bands,
+    encode_bands,
+    levels_of,
+    low_pass_slices,
+    segments_of,
+)
+from tinc_codec.entropy.contexts import MAX_MAGNITUDE
+from tinc_codec.entropy.feature_tables import N_CONTEXTS
+from tinc_codec.errors import CorruptStreamError
+from tinc_codec.model.wavelet import level_shapes
+
+Grid = tuple[int, int, int]
+
+STEPS_PER_OCTAVE = 64
+MAX_STEP_CODE = 2047
+_LARGEST_STEP_EXPONENT = 4
+CENTROID_UNIT = 1.0 / 256
+MAX_SHIFT = 31
+_CENTROIDS_BIT, _SHIFTS_BIT = 1, 2
+_FIXED = struct.Struct("<HB")
+TOLERANCE = 2.0**-19
+"""Readers may differ by so much in what the features add to t."""
+
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+def feature_step(code: int) -> float:
+    """Return the quantiser step of a code, 0 to 2047: 2^(4 - code / 64), as a float32 value.
+
+    References
+    ----------
+    `docs/format.md` §9
+    """
+    octave, part = divmod(-code, STEPS_PER_OCTAVE)
+    return float(
+        np.float32(math.ldexp(2.0 ** (part / STEPS_PER_OCTAVE), octave + _LARGEST_STEP_EXPONENT))
+    )
+
+
+def step_code(step: float) -> int:
+    """Return the code of the smallest step that is at least `step`, within the codes there are."""
+    code = math.floor(STEPS_PER_OCTAVE * (_LARGEST_STEP_EXPONENT - math.log2(step)) + 1e-6)
+    return min(max(code, 0), MAX_STEP_CODE)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Quantised coefficients of the volumes of a chunk, and how they stand for numbers.
+
+    Attributes
+    ----------
+    symbols : ndarray of int32
+        Shape (B, z, y, x), in the layout of `model.wavelet`.
+    step_code : int
+    centroids : tuple of (int, int)
+        Per level, finest first: what is added to magnitudes of 1 and to larger ones, in 1/256.
+    shifts : tuple of tuple of int
+        Per level and band: added to the contexts.
+
+    References
+    ----------
+    `docs/format.md` §9
+    """
+
+    symbols: np.ndarray
+    step_code: int
+    centroids: tuple[tuple[int, int], ...]
+    shifts: tuple[tuple[int, ...], ...]
+
+
+def feature_levels(grid: Grid) -> tuple[Level, ...]:
+    """Return the levels of a grid's wavelet, finest first."""
+    return levels_of(level_shapes(grid))
+
+
+def no_shifts(levels: tuple[Level, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return shifts that change nothing."""
+    return tuple((0,) * len(level.masks) for level in levels)
+
+
+def write_features(features: Features, low_passes: Sequence[LowPass]) -> bytes:
+    """Write the section.
+
+    Parameters
+    ----------
+    features : Features
+    low_passes : sequence of LowPass
+        Per volume.
+
+    References
+    ----------
+    `docs/format.md` §9
+    """
+    _, z, y, x = features.symbols.shape
+    levels = feature_levels((z, y, x))
+    has_centroids = any(any(pair) for pair in features.centroids)
+    has_shifts = any(any(row) for row in features.shifts)
+    flags = _CENTROIDS_BIT * has_centroids | _SHIFTS_BIT * has_shifts
+    out = bytearray(_FIXED.pack(features.step_code, flags))
+    if has_centroids:
+        out += np.array(features.centroids, dtype=np.int8).tobytes()
+    if has_shifts:
+        out += b"".join(np.array(row, dtype=np.int8).tobytes() for row in features.shifts)
+    for low_pass in low_passes:
+        out.append(low_pass.context)
+        out += write_varint(_zigzag(low_pass.centre))
+    segments = encode_bands(features.symbols, levels, low_passes, features.shifts)
+    for segment in segments:
+        out += write_varint(len(segment.coded)) + write_varint(len(segment.plain))
+    return bytes(out) + b"".join(bytes(s.coded) + bytes(s.plain) for s in segments)
+
+
+def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Features:
+    """Read the section; the twin of `write_features`.
+
+    Parameters
+    ----------
+    data : bytes-like
+    grid : tuple of int
+        Spatial part of the valid extent.
+    volumes : int
+        Memory stays near ten bytes per voxel of the volumes, whatever `data` says.
+
+    Raises
+    ------
+    CorruptStreamError, TruncatedStreamError
+
+    References
+    ----------
+    `docs/format.md` §9
+    """
+    levels = feature_levels(grid)
+    reader = ByteReader(memoryview(data))
+    code, flags = _FIXED.unpack(reader.read_bytes(_FIXED.size, "features: step and flags"))
+    if code > MAX_STEP_CODE:
+        raise CorruptStreamError(f"features: step code {code} not in 0 to {MAX_STEP_CODE}")
+    if flags & ~(_CENTROIDS_BIT | _SHIFTS_BIT):
+        raise CorruptStreamError(f"features: reserved flags set in {flags:#04x}")
+    centroids = tuple((0, 0) for _ in levels)
+    if flags & _CENTROIDS_BIT:
+        pairs = np.frombuffer(reader.read_bytes(2 * len(levels), "features: centroids"), np.int8)
+        centroids = tuple((int(one), int(more)) for one, more in pairs.reshape(-1, 2))
+    shifts = no_shifts(levels)
+    if flags & _SHIFTS_BIT:
+        rows = [reader.read_bytes(len(row), "features: shifts") for row in shifts]
+        shifts = tuple(tuple(np.frombuffer(row, np.int8).tolist()) for row in rows)
+        if any(abs(shift) > MAX_SHIFT for row in shifts for shift in row):
+            raise CorruptStreamError(f"features: a shift is not in ±{MAX_SHIFT}: {shifts}")
+    low_passes = []
+    for _ in range(volumes):
+        context = reader.read_u8("features: low-pass context")
+        centre = _from_zigzag(reader.read_varint("features: low-pass centre"))
+        if context >= N_CONTEXTS or abs(centre) > MAX_MAGNITUDE:
+            raise CorruptStreamError(
+                f"features: low-pass context {context} or centre {centre} out of range"
+            )
+        low_passes.append(LowPass(context, centre))
+    lengths = [
+        [reader.read_varint(f"features: length of {part}") for part in ("a code", "plain bits")]
+        for _ in segments_of(levels)
+    ]
+    segments = [
+        Segment(*(reader.read_bytes(n_bytes, "features: a segment") for n_bytes in pair))
+        for pair in lengths
+    ]
+    if reader.remaining:
+        raise CorruptStreamError(f"features: {reader.remaining} bytes follow the last segment")
+    symbols = decode_bands(segments, grid, levels, low_passes, shifts)
+    return Features(symbols, code, centroids, shifts)
+
+
+def coefficients_of(features: Features) -> np.ndarray:
+    """Turn symbols into coefficients.
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (B, z, y, x), in the memory of the symbols, which are lost.
+    """
+    _, z, y, x = features.symbols.shape
+    levels = feature_levels((z, y, x))
+    step = np.float32(feature_step(features.step_code))
+    out = features.symbols.view(np.float32)
+    for symbols, values in zip(features.symbols, out, strict=True):
+        corner = low_pass_slices(levels, symbols.shape)
+        _dequantise(symbols[corner], values[corner], step, np.float32(0), np.float32(0))
+        for level, (one, more) in zip(levels, features.centroids, strict=True):
+            for mask in level.masks:
+                band = level.band_slices(mask)
+                _dequantise(
+                    symbols[band], values[band], step,
+                    np.float32(one * CENTROID_UNIT), np.float32(more * CENTROID_UNIT),
+                )  # fmt: skip
+    return out
+
+
+@njit(**_COMPILE)
+def _dequantise(symbols, values, step, one, more):  # type: ignore[no-untyped-def]
+    for z in range(symbols.shape[0]):
+        for y in range(symbols.shape[1]):
+            for x in range(symbols.shape[2]):
+                symbol = symbols[z, y, x]
+                if symbol == 0:
+                    values[z, y, x] = 0
+                    continue
+                size = np.float32(abs(symbol))
+                size = (size + (one if size == 1 else more)) * step
+                values[z, y, x] = -size if symbol < 0 else size
+
+
+def _zigzag(value: int) -> int:
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def _from_zigzag(code: int) -> int:
+    return code >> 1 if code % 2 == 0 else -((code + 1) >> 1)

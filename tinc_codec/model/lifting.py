@@ -1,0 +1,315 @@
+"""Lifting steps of the CDF 9/7 wavelet, compiled: one level over many volumes, slab by slab.
+
+The arithmetic is float32 in the order of `docs/format.md`, without contraction or reordering, so
+that a sample has the same bits in whichever window, strip or thread it is computed. Kernels
+release the GIL and leave threads to the caller. Coefficients lie as `model.wavelet` describes.
+
+Along z and y the four steps run as one pass: at step i the samples of pair i enter and those of
+an earlier pair leave, with a few rows of intermediate values kept between. The ends need no code
+of their own: rows mirrored about an end give the same bits as the mirrored coefficients.
+"""
+
+import numpy as np
+from numba import njit
+
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+ALPHA = np.float32(-1.586134342059924)
+BETA = np.float32(-0.052980118572961)
+GAMMA = np.float32(0.882911075530934)
+DELTA = np.float32(0.443506852043971)
+LOW_GAIN = np.float32(1.1496043988602418)
+HIGH_GAIN = np.float32(1 / 1.1496043988602418)
+
+STRIP = 4096
+"""Samples that pass through the steps along z side by side: runs of memory longer than a page."""
+
+
+@njit(**_COMPILE)
+def forward_planes(source, target, split_y, split_x, first, last):  # type: ignore[no-untyped-def]
+    """Transform planes first to last - 1, counted through [volume, z], along x and y.
+
+    source and target are [volume, z, y, x].
+    """
+    depth, height, width = source.shape[1:]
+    plane = np.empty((height, width), np.float32)
+    even = np.empty(width // 2 + 2, np.float32)
+    odd = np.empty(width // 2 + 2, np.float32)
+    rows = np.zeros((5, width), np.float32)
+    for index in range(first, last):
+        read = source[index // depth, index % depth]
+        write = target[index // depth, index % depth]
+        unlifted = plane if split_y else write
+        for y in range(height):
+            if split_x:
+                _forward_row(read[y], unlifted[y], even, odd)
+            else:
+                _copy(read[y], unlifted[y])
+        if split_y:
+            half = (height + 1) // 2
+            for step in range(-2, half + 1):
+                low = step - 1
+                _forward_step(
+                    plane[_mirrored(2 * step, height)],
+                    plane[_mirrored(2 * step + 1, height)],
+                    plane[_mirrored(2 * step + 2, height)],
+                    rows[0], rows[1], rows[2],
+                    write[low] if low >= 0 else rows[3],
+                    write[half + low] if 0 <= low < height - half else rows[4],
+                )  # fmt: skip
+
+
+@njit(**_COMPILE)
+def forward_depth(source, low, rest, split, corner, first, last):  # type: ignore[no-untyped-def]
+    """Transform rows first to last - 1, counted through [volume, y], along z.
+
+    source is [volume, z, y, x]; the corner of the result goes to low, what is outside of it to
+    rest, which may be larger than the result; corner holds the corner's (z, y, x) size.
+    """
+    depth, height, width = source.shape[1:]
+    flat = source.reshape(len(source), depth, height * width)
+    half = corner[0]
+    strip = _strip_rows(width)
+    rows = np.zeros((5, strip * width), np.float32)
+    index = first
+    while index < last:
+        volume = index // height
+        y = index % height
+        count = min(strip, last - index, height - y)
+        index += count
+        a = y * width
+        b = a + count * width
+        lows = rows[3, : b - a]
+        highs = rows[4, : b - a]
+        if split:
+            for step in range(-2, half + 1):
+                _forward_step(
+                    flat[volume, _mirrored(2 * step, depth), a:b],
+                    flat[volume, _mirrored(2 * step + 1, depth), a:b],
+                    flat[volume, _mirrored(2 * step + 2, depth), a:b],
+                    rows[0], rows[1], rows[2], lows, highs,
+                )  # fmt: skip
+                z = step - 1
+                if z >= 0:
+                    _scatter_low(lows, low[volume, z], rest[volume, z], corner, y, count)
+                    if half + z < depth:
+                        _scatter(highs, rest[volume, half + z], width, y, count)
+        else:
+            for z in range(depth):
+                _scatter_low(
+                    flat[volume, z, a:b], low[volume, z], rest[volume, z], corner, y, count
+                )
+
+
+@njit(**_COMPILE)
+def inverse_depth(low, rest, target, split, corner, first, last):  # type: ignore[no-untyped-def]
+    """Undo `forward_depth` for rows first to last - 1, counted through [volume, y]."""
+    depth, height, width = target.shape[1:]
+    flat = target.reshape(len(target), depth, height * width)
+    half = corner[0]
+    strip = _strip_rows(width)
+    rows = np.zeros((8, strip * width), np.float32)
+    index = first
+    while index < last:
+        volume = index // height
+        y = index % height
+        count = min(strip, last - index, height - y)
+        index += count
+        a = y * width
+        b = a + count * width
+        lows = rows[6, : b - a]
+        highs = rows[7, : b - a]
+        if split:
+            for step in range(-2, depth // 2 + 2):
+                z = _mirrored(2 * step, depth) // 2
+                _gather_low(low[volume, z], rest[volume, z], lows, corner, y, count)
+                z = half + _mirrored(2 * step + 1, depth) // 2
+                _gather(rest[volume, z], highs, width, y, count)
+                even = 2 * step - 2
+                odd = 2 * step - 3
+                _inverse_step(
+                    lows, highs, rows[0], rows[1], rows[2], rows[3],
+                    flat[volume, even, a:b] if 0 <= even < depth else rows[4],
+                    flat[volume, odd, a:b] if 0 <= odd < depth else rows[5],
+                )  # fmt: skip
+        else:
+            for z in range(depth):
+                _gather_low(low[volume, z], rest[volume, z], flat[volume, z, a:b], corner, y, count)
+
+
+@njit(**_COMPILE)
+def inverse_planes(source, target, split_y, split_x, first, last):  # type: ignore[no-untyped-def]
+    """Undo `forward_planes` for planes first to last - 1, counted through [volume, z]."""
+    depth, height, width = source.shape[1:]
+    half = (height + 1) // 2
+    plane = np.empty((height, width), np.float32)
+    even = np.empty(width // 2 + 2, np.float32)
+    odd = np.empty(width // 2 + 2, np.float32)
+    rows = np.zeros((6, width), np.float32)
+    for index in range(first, last):
+        read = source[index // depth, index % depth]
+        write = target[index // depth, index % depth]
+        unlifted = plane if split_x else write
+        if split_y:
+            for step in range(-2, height // 2 + 2):
+                y_even = 2 * step - 2
+                y_odd = 2 * step - 3
+                _inverse_step(
+                    read[_mirrored(2 * step, height) // 2],
+                    read[half + _mirrored(2 * step + 1, height) // 2],
+                    rows[0], rows[1], rows[2], rows[3],
+                    unlifted[y_even] if 0 <= y_even < height else rows[4],
+                    unlifted[y_odd] if 0 <= y_odd < height else rows[5],
+                )  # fmt: skip
+        if split_x:
+            lifted = plane if split_y else read
+            for y in range(height):
+                _inverse_row(lifted[y], write[y], even, odd)
+        elif not split_y:
+            for y in range(height):
+                _copy(read[y], write[y])
+
+
+@njit(**_COMPILE)
+def _mirrored(position, size):  # type: ignore[no-untyped-def]
+    """Reflect a position up to three samples beyond the ends of an axis of at least five."""
+    position = abs(position)
+    return position if position < size else 2 * size - 2 - position
+
+
+@njit(**_COMPILE)
+def _strip_rows(width):  # type: ignore[no-untyped-def]
+    return max(1, STRIP // width)
+
+
+@njit(**_COMPILE)
+def _scatter(strip, plane, width, y, count):  # type: ignore[no-untyped-def]
+    """Write a strip of count rows of width samples into a plane from row y on."""
+    for k in range(count):
+        _copy(strip[k * width : (k + 1) * width], plane[y + k, :width])
+
+
+@njit(**_COMPILE)
+def _scatter_low(strip, low, rest, corner, y, count):  # type: ignore[no-untyped-def]
+    """Write a strip as `_scatter` does, the part within the corner into another plane."""
+    width = len(strip) // count
+    for k in range(count):
+        row = strip[k * width : (k + 1) * width]
+        inside = corner[2] if y + k < corner[1] else 0
+        if inside:
+            _copy(row[:inside], low[y + k])
+        _copy(row[inside:], rest[y + k, inside:width])
+
+
+@njit(**_COMPILE)
+def _gather(plane, strip, width, y, count):  # type: ignore[no-untyped-def]
+    """Undo `_scatter`."""
+    for k in range(count):
+        _copy(plane[y + k, :width], strip[k * width : (k + 1) * width])
+
+
+@njit(**_COMPILE)
+def _gather_low(low, rest, strip, corner, y, count):  # type: ignore[no-untyped-def]
+    """Undo `_scatter_low`."""
+    width = len(strip) // count
+    for k in range(count):
+        row = strip[k * width : (k + 1) * width]
+        inside = corner[2] if y + k < corner[1] else 0
+        if inside:
+            _copy(low[y + k], row[:inside])
+        _copy(rest[y + k, inside:width], row[inside:])
+
+
+@njit(**_COMPILE)
+def _copy(source, target):  # type: ignore[no-untyped-def]
+    for x in range(target.shape[0]):
+        target[x] = source[x]
+
+
+@njit(**_COMPILE)
+def _forward_step(s, d, s_next, d1, s1, d2, low, high):  # type: ignore[no-untyped-def]
+    """Take in pair i, put out pair i - 1; kept from step to step: d1[i-1], s1[i-1], d2[i-2]."""
+    for x in range(s.shape[0]):
+        t = d[x] + ALPHA * (s[x] + s_next[x])
+        u = s[x] + BETA * (d1[x] + t)
+        v = d1[x] + GAMMA * (s1[x] + u)
+        low[x] = LOW_GAIN * (s1[x] + DELTA * (d2[x] + v))
+        high[x] = HIGH_GAIN * v
+        d1[x] = t
+        s1[x] = u
+        d2[x] = v
+
+
+@njit(**_COMPILE)
+def _inverse_step(low, high, d2, s1, d1, s, even, odd):  # type: ignore[no-untyped-def]
+    """Take in pair i; put out even sample i - 1 and odd sample i - 2.
+
+    Kept from step to step: d2[i-1], s1[i-1], d1[i-2], s[i-2].
+    """
+    for x in range(low.shape[0]):
+        t = LOW_GAIN * high[x]
+        u = HIGH_GAIN * low[x] - DELTA * (d2[x] + t)
+        v = d2[x] - GAMMA * (s1[x] + u)
+        w = s1[x] - BETA * (d1[x] + v)
+        odd[x] = d1[x] - ALPHA * (s[x] + w)
+        even[x] = w
+        d2[x] = t
+        s1[x] = u
+        d1[x] = v
+        s[x] = w
+
+
+@njit(**_COMPILE)
+def _forward_row(source, target, s, d):  # type: ignore[no-untyped-def]
+    """Transform one row; scratch s [i] holds even sample i, d [i + 1] odd sample i."""
+    n = source.shape[0]
+    n_high = n // 2
+    n_low = n - n_high
+    for i in range(n_high):
+        s[i] = source[2 * i]
+        d[i + 1] = source[2 * i + 1]
+    s[n_high] = source[n - 1] if n_low > n_high else s[n_high - 1]
+    for i in range(n_high):
+        d[i + 1] += ALPHA * (s[i] + s[i + 1])
+    d[0] = d[1]
+    d[n_high + 1] = d[n_high]
+    for i in range(n_low):
+        s[i] += BETA * (d[i] + d[i + 1])
+    if n_low == n_high:
+        s[n_high] = s[n_high - 1]
+    for i in range(n_high):
+        d[i + 1] += GAMMA * (s[i] + s[i + 1])
+        target[n_low + i] = HIGH_GAIN * d[i + 1]
+    d[0] = d[1]
+    d[n_high + 1] = d[n_high]
+    for i in range(n_low):
+        target[i] = LOW_GAIN * (s[i] + DELTA * (d[i] + d[i + 1]))
+
+
+@njit(**_COMPILE)
+def _inverse_row(source, target, s, d):  # type: ignore[no-untyped-def]
+    """Undo `_forward_row`; scratch as there."""
+    n = source.shape[0]
+    n_high = n // 2
+    n_low = n - n_high
+    for i in range(n_high):
+        d[i + 1] = LOW_GAIN * source[n_low + i]
+    d[0] = d[1]
+    d[n_high + 1] = d[n_high]
+    for i in range(n_low):
+        s[i] = HIGH_GAIN * source[i] - DELTA * (d[i] + d[i + 1])
+    if n_low == n_high:
+        s[n_high] = s[n_high - 1]
+    for i in range(n_high):
+        d[i + 1] -= GAMMA * (s[i] + s[i + 1])
+    d[0] = d[1]
+    d[n_high + 1] = d[n_high]
+    for i in range(n_low):
+        s[i] -= BETA * (d[i] + d[i + 1])
+    if n_low == n_high:
+        s[n_high] = s[n_high - 1]
+    for i in range(n_high):
+        target[2 * i] = s[i]
+        target[2 * i + 1] = d[i + 1] - ALPHA * (s[i] + s[i + 1])
+    if n_low > n_high:
+        target[n - 1] = s[n_high]

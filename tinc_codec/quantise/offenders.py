@@ -1,0 +1,429 @@
+"""Offenders against a largest error: found voxel by voxel, coded by adaptive binary decisions.
+
+Rows are cut into segments of 8 voxels. A decision per segment says whether it holds an offender,
+then one per voxel which; contexts are the offenders around, all of them before in C order. Writer
+and reader share one walk, so that they cannot disagree about contexts.
+
+References
+----------
+`docs/format.md` §11
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from tinc_codec.volume.mask_coder import (
+    _LOW,
+    _MASK_32,
+    _POSITION,
+    _RANGE,
+    _TAIL_BYTES,
+    _count,
+    _decode_bit,
+    _encode_bit,
+    _estimate,
+    _next_byte,
+    _PENDING,
+    _shift_low,
+    _with_room,
+)
+
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+INTEGER, FLOAT16, FLOAT32, FLOAT64 = range(4)
+"""How values are rounded to their dtype."""
+
+SEGMENT = 8
+MAX_MULTIPLE_BITS = 31
+_EVEN = 1 << 15
+_LEVELS = 14
+_MOST_PREVIOUS = 2
+_MOST_NEAR, _MOST_DIAGONAL = 3, 3
+_VOXEL_STATES = SEGMENT + 1
+_MOST_SIGNS = 4
+# Per voxel presence, kind and sign, each up to 16 bits, and a multiple of up to 31 such
+# decisions and 30 bits; absolutes up to 64 bits.
+_SEGMENT_BYTES = SEGMENT * 80
+
+
+@njit(inline="always", **_COMPILE)
+def _rounded(x, kind):  # type: ignore[no-untyped-def]
+    """Round a float64 within the dtype's range to the dtype; integers half to even."""
+    if kind == INTEGER:
+        return np.rint(x)
+    if kind == FLOAT32:
+        return np.float64(np.float32(x))
+    if kind == FLOAT16:
+        _, exponent = math.frexp(x)
+        shift = 11 - max(exponent, -13)
+        return math.ldexp(np.rint(math.ldexp(x, shift)), -shift)
+    return x
+
+
+@njit(inline="always", **_COMPILE)
+def _decoded(t, scale, low, span, value_min, value_max, kind):  # type: ignore[no-untyped-def]
+    """Map t in [0, 1] to a value, as `volume.chunk.denormalise` does."""
+    x = (t * span + low) / scale
+    if kind == INTEGER:
+        x = np.rint(x)
+        return min(max(x, value_min), value_max)
+    return _rounded(min(max(x, value_min), value_max), kind)
+
+
+@njit(inline="always", **_COMPILE)
+def _ends(t, tolerance, scale, low, span, value_min, value_max, kind):  # type: ignore[no-untyped-def]
+    """Give the least and the largest value that a device may decode; any where t is NaN."""
+    lower, upper = t - tolerance, t + tolerance
+    lower = min(lower, 1.0) if lower > 0 else 0.0
+    upper = max(upper, 0.0) if upper < 1 else 1.0
+    return (
+        _decoded(lower, scale, low, span, value_min, value_max, kind),
+        _decoded(upper, scale, low, span, value_min, value_max, kind),
+    )
+
+
+@njit(**_COMPILE)
+def count_offenders(original, values, classes, mapping, kind, tolerance, max_error):  # type: ignore[no-untyped-def]
+    """Count the voxels that some device may decode with too large an error.
+
+    Parameters
+    ----------
+    original : ndarray of float64
+        Shape (n,).
+    values : ndarray of float32
+        Shape (n,): t.
+    classes : ndarray of uint8
+        Shape (n,), 0 where a voxel counts; empty where all do.
+    mapping : tuple of float
+        From `volume.chunk.value_mapping`.
+    kind : int
+        `INTEGER`, `FLOAT16`, `FLOAT32` or `FLOAT64`.
+    tolerance, max_error : float
+    """
+    scale, low, span, value_min, value_max = mapping
+    found = 0
+    for i in range(len(original)):
+        lower, upper = _ends(
+            np.float64(values[i]), tolerance, scale, low, span, value_min, value_max, kind
+        )
+        near = (abs(original[i] - lower) <= max_error) & (abs(original[i] - upper) <= max_error)
+        found += not near
+    if found == 0 or len(classes) == 0:
+        return found
+    # Counted once more: voxels that do not count were offenders for the fast loop above.
+    found = 0
+    for i in range(len(original)):
+        if classes[i] == 0:
+            lower, upper = _ends(
+                np.float64(values[i]), tolerance, scale, low, span, value_min, value_max, kind
+            )
+            near = abs(original[i] - lower) <= max_error and abs(original[i] - upper) <= max_error
+            found += not near
+    return found
+
+
+@njit(**_COMPILE)
+def correct_offenders(
+    original, values, classes, mapping, kind, tolerance, max_error, quantum, largest, start,
+    positions, multiples,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Find a correction for each offender.
+
+    Parameters
+    ----------
+    original, values, classes, mapping, kind, tolerance, max_error
+        As for `count_offenders`.
+    quantum : float
+        What multiples are of; 0 for none.
+    largest : int
+        Multiples beyond are not used.
+    start : int
+        Position of the first voxel.
+    positions : ndarray of int64
+        Shape (number of offenders,); written.
+    multiples : ndarray of int32
+        Same shape; written, 0 where no multiple keeps to the largest error.
+    """
+    scale, low, span, value_min, value_max = mapping
+    n = 0
+    for i in range(len(original)):
+        if len(classes) and classes[i] != 0:
+            continue
+        wanted = original[i]
+        lower, upper = _ends(
+            np.float64(values[i]), tolerance, scale, low, span, value_min, value_max, kind
+        )
+        if abs(wanted - lower) <= max_error and abs(wanted - upper) <= max_error:
+            continue
+        multiple = 0.0
+        if quantum > 0:
+            multiple = np.rint((wanted - (lower / 2 + upper / 2)) / quantum)
+            if not abs(multiple) <= largest:
+                multiple = 0.0
+        if multiple != 0:
+            move = multiple * quantum
+            lower = _rounded(min(max(lower + move, value_min), value_max), kind)
+            upper = _rounded(min(max(upper + move, value_min), value_max), kind)
+            if not (abs(wanted - lower) <= max_error and abs(wanted - upper) <= max_error):
+                multiple = 0.0
+        positions[n] = start + i
+        multiples[n] = np.int32(multiple)
+        n += 1
+
+
+@njit(inline="always", **_COMPILE)
+def _code(state, stream, counts, context, bit, decoding):  # type: ignore[no-untyped-def]
+    """Code one adaptive decision; returns it."""
+    probability = _estimate(counts, context)
+    if decoding:
+        bit = _decode_bit(state, stream, probability)
+    else:
+        _encode_bit(state, stream, probability, bit)
+    _count(counts, context, bit)
+    return bit
+
+
+@njit(**_COMPILE)
+def _code_plain(state, stream, value, n_bits, decoding):  # type: ignore[no-untyped-def]
+    """Code the lowest bits of an int64, the highest of them first; returns them."""
+    if not decoding:
+        for i in range(n_bits - 1, -1, -1):
+            _encode_bit(state, stream, _EVEN, (value >> i) & 1)
+        return value
+    read = np.int64(0)
+    for _ in range(n_bits):
+        read = (read << 1) | np.int64(_decode_bit(state, stream, _EVEN))
+    return read
+
+
+@njit(**_COMPILE)
+def _code_magnitude(state, stream, counts, magnitude, decoding):  # type: ignore[no-untyped-def]
+    """Code 1 to 2^31 - 1: how many bits follow the leading one, then those bits."""
+    length = 0
+    while length < MAX_MULTIPLE_BITS - 1:
+        more = _code(state, stream, counts, length, int(magnitude >> (length + 1) > 0), decoding)
+        if more == 0:
+            break
+        length += 1
+    leading = np.int64(1) << length
+    return leading | _code_plain(state, stream, magnitude & (leading - 1), length, decoding)
+
+
+@njit(inline="always", **_COMPILE)
+def _level(total):  # type: ignore[no-untyped-def]
+    """Quantise 0 to 104 to half octaves: 0, 1, 2, 3, 4-5, 6-7, 8-11, ... 96-104."""
+    if total < 4:
+        return total
+    half = 0
+    while total >= 8:
+        total >>= 1
+        half += 2
+    return 4 + half + ((total >> 1) & 1)
+
+
+@njit(inline="always", **_COMPILE)
+def _segment_level(holds, z, y, s):  # type: ignore[no-untyped-def]
+    """Sum up offenders in the segments before and around; `holds` keeps three planes."""
+    here, before, farther = holds[z % 3], holds[(z - 1) % 3], holds[(z - 2) % 3]
+    nearest = np.int64(before[y, s]) + here[y - 1, s]
+    around = (
+        np.int64(before[y - 1, s]) + before[y + 1, s] + before[y, s - 1] + before[y, s + 1]
+        + here[y - 1, s - 1] + here[y - 1, s + 1] + here[y, s - 1] + here[y - 2, s]
+        + farther[y, s]
+    )  # fmt: skip
+    return _level(2 * nearest + around)
+
+
+@njit(inline="always", **_COMPILE)
+def _surroundings(cells, z, y, x):  # type: ignore[no-untyped-def]
+    """Sum up three neighbours that share a face and six that share an edge, all before."""
+    here, before = cells[z % 2], cells[(z - 1) % 2]
+    faces = np.int64(before[y, x]) + here[y - 1, x] + here[y, x - 1]
+    edges = (
+        np.int64(before[y - 1, x]) + before[y + 1, x] + before[y, x - 1] + before[y, x + 1]
+        + here[y - 1, x - 1] + here[y - 1, x + 1]
+    )  # fmt: skip
+    return faces, edges
+
+
+@njit(**_COMPILE)
+def _grown(array, n, limit):  # type: ignore[no-untyped-def]
+    """Give `array`, or a larger copy with room for `n` + 1 entries and at most `limit`."""
+    if n < array.size:
+        return array
+    larger = np.empty(min(limit, 2 * array.size + 64), array.dtype)
+    larger[: array.size] = array
+    return larger
+
+
+@njit(**_COMPILE)
+def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding):  # type: ignore[no-untyped-def]
+    """Code all offenders, or decode them into the arrays, which then are replaced as they grow.
+
+    Returns
+    -------
+    stream, positions, multiples, absolutes : ndarray
+    n, n_absolute : int
+        Entries of the arrays in use; n is -1 where the stream ended long before.
+    """
+    n_volumes, n_z, n_y, n_x = shape
+    n_voxels = n_volumes * n_z * n_y * n_x
+    n_segments = (n_x + SEGMENT - 1) // SEGMENT
+    holds = np.zeros((3, n_y + 3, n_segments + 2), np.uint8)
+    present = np.zeros((2, n_y + 2, n_x + 2), np.uint8)
+    signs = np.zeros((2, n_y + 2, n_x + 2), np.int8)
+    segment_counts = np.zeros((_LEVELS * (_MOST_PREVIOUS + 1), 2), np.uint32)
+    n_around = (_MOST_NEAR + 1) * (_MOST_DIAGONAL + 1)
+    voxel_counts = np.zeros((n_around * (_LEVELS // 2) * _VOXEL_STATES, 2), np.uint32)
+    kind_counts = np.zeros((2, 2), np.uint32)
+    sign_counts = np.zeros((2 * _MOST_SIGNS + 1, 2), np.uint32)
+    length_counts = np.zeros((MAX_MULTIPLE_BITS - 1, 2), np.uint32)
+    n, n_absolute, was_absolute = 0, 0, 0
+    row_start = np.int64(0)
+    for _ in range(n_volumes):
+        holds[:] = 0
+        present[:] = 0
+        signs[:] = 0
+        for z in range(n_z):
+            holds[z % 3] = 0
+            present[z % 2] = 0
+            signs[z % 2] = 0
+            for y in range(n_y):
+                if decoding and state[_POSITION] > stream.size + _TAIL_BYTES:
+                    return stream, positions, multiples, absolutes, -1, 0
+                for s in range(n_segments):
+                    start, stop = s * SEGMENT, min((s + 1) * SEGMENT, n_x)
+                    level = _segment_level(holds, z, y + 2, s + 1)
+                    context = level * (_MOST_PREVIOUS + 1)
+                    context += min(np.int64(holds[z % 3, y + 2, s]), _MOST_PREVIOUS)
+                    bit = 0
+                    if not decoding:
+                        stream = _with_room(state, stream, _SEGMENT_BYTES)
+                        bit = int(n < positions.size and positions[n] < row_start + stop)
+                    if _code(state, stream, segment_counts, context, bit, decoding) == 0:
+                        continue
+                    found = 0
+                    for x in range(start, stop):
+                        bit = int(n < positions.size and positions[n] == row_start + x)
+                        left = stop - 1 - x
+                        if found == 0 and left == 0:
+                            bit = 1
+                        else:
+                            faces, edges = _surroundings(present, z, y + 1, x + 1)
+                            context = faces * (_MOST_DIAGONAL + 1) + min(edges, _MOST_DIAGONAL)
+                            context = context * (_LEVELS // 2) + level // 2
+                            context = context * _VOXEL_STATES + (0 if found else left)
+                            bit = _code(state, stream, voxel_counts, context, bit, decoding)
+                        if bit == 0:
+                            continue
+                        found += 1
+                        if decoding:
+                            positions = _grown(positions, n, n_voxels)
+                            multiples = _grown(multiples, n, n_voxels)
+                            positions[n] = row_start + x
+                            multiples[n] = 0
+                        multiple = np.int64(multiples[n])
+                        kind = int(multiple == 0)
+                        kind = _code(state, stream, kind_counts, was_absolute, kind, decoding)
+                        was_absolute = kind
+                        present[z % 2, y + 1, x + 1] = 1
+                        if kind:
+                            if decoding:
+                                absolutes = _grown(absolutes, n_absolute, n_voxels)
+                                absolutes[n_absolute] = 0
+                            value = absolutes[n_absolute]
+                            absolutes[n_absolute] = _code_plain(
+                                state, stream, value, width, decoding
+                            )
+                            n_absolute += 1
+                        else:
+                            faces, edges = _surroundings(signs, z, y + 1, x + 1)
+                            lean = min(max(2 * faces + edges, -_MOST_SIGNS), _MOST_SIGNS)
+                            negative = int(multiple < 0)
+                            context = lean + _MOST_SIGNS
+                            negative = _code(
+                                state, stream, sign_counts, context, negative, decoding
+                            )
+                            magnitude = _code_magnitude(
+                                state, stream, length_counts, abs(multiple), decoding
+                            )
+                            multiples[n] = -magnitude if negative else magnitude
+                            signs[z % 2, y + 1, x + 1] = -1 if negative else 1
+                        n += 1
+                    holds[z % 3, y + 2, s + 1] = found
+                row_start += n_x
+    return stream, positions, multiples, absolutes, n, n_absolute
+
+
+@njit(**_COMPILE)
+def encode_offenders(positions, multiples, absolutes, shape, width):  # type: ignore[no-untyped-def]
+    """Encode corrections.
+
+    Parameters
+    ----------
+    positions : ndarray of int64
+        Shape (n,), ascending.
+    multiples : ndarray of int32
+        Shape (n,), 0 where the next of `absolutes` stands.
+    absolutes : ndarray of int64
+        Bits, of which the lowest `width` are coded.
+    shape : tuple of int
+        (B, z, y, x).
+    width : int
+        0 to 64.
+
+    Returns
+    -------
+    ndarray of uint8
+
+    References
+    ----------
+    `docs/format.md` §11
+    """
+    state = np.array([0, _MASK_32, 0, 1, -1], np.int64)
+    out = np.empty(1024, np.uint8)
+    out = _walk(state, out, shape, width, positions, multiples, absolutes, False)[0]
+    # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
+    n_tail = _TAIL_BYTES
+    for n_bytes in range(_TAIL_BYTES + 1):
+        step = np.int64(1) << (32 - 8 * n_bytes)
+        ended = (state[_LOW] + step - 1) // step * step
+        if ended < state[_LOW] + state[_RANGE]:
+            state[_LOW] = ended
+            n_tail = n_bytes
+            break
+    n_payload = state[_POSITION] + state[_PENDING] + n_tail
+    for _ in range(_TAIL_BYTES + 1):
+        _shift_low(state, out)
+    return out[:n_payload].copy()
+
+
+@njit(**_COMPILE)
+def decode_offenders(payload, shape, width):  # type: ignore[no-untyped-def]
+    """Decode corrections; the twin of `encode_offenders`.
+
+    Returns
+    -------
+    positions, multiples, absolutes : ndarray
+        Memory stays below 20 bytes per voxel of `shape` and some per row, whatever the payload
+        says.
+    bool
+        Whether an encoder can have written this payload, as far as its start and its length tell.
+    """
+    state = np.array([0, _MASK_32, 0, 0, 0], np.int64)
+    positions = np.empty(0, np.int64)
+    multiples = np.empty(0, np.int32)
+    absolutes = np.empty(0, np.int64)
+    for _ in range(_TAIL_BYTES):
+        state[_LOW] = (state[_LOW] << 8) | _next_byte(state, payload)
+    if state[_LOW] >= state[_RANGE]:
+        return positions, multiples, absolutes, False
+    _, positions, multiples, absolutes, n, n_absolute = _walk(
+        state, payload, shape, width, positions, multiples, absolutes, True
+    )
+    if n < 0:
+        return positions[:0], multiples[:0], absolutes[:0], False
+    fits = payload.size <= state[_POSITION] <= payload.size + _TAIL_BYTES
+    return positions[:n], multiples[:n], absolutes[:n_absolute], fits
