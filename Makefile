@@ -7,17 +7,23 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 VENV := .venv
 VENV_ZARR2 := .venv-zarr2
+VENV_NEWEST := .venv-zarr-newest
+# The newest zarr needs Python 3.12: the first such interpreter that starts, empty if there is none.
+PYTHON_NEWEST ?= $(shell for python in $(PYTHON) python3.12 python3.13 python3.14 \
+	"$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9].*/bin/python; do \
+	"$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
+	&& echo "$$python" && break; done)
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types compat bench lock clean
+.PHONY: help demo test lint types compat compat-zarr2 compat-newest bench lock clean
 
 help:
 	@echo "make demo    compress the bundled volume, print a table, write demo.png"
 	@echo "make test    all tests            make lint   ruff and the import layers"
-	@echo "make types   mypy                 make compat the tests that run with zarr 2.18"
+	@echo "make types   mypy                 make compat the oldest and the newest zarr"
 	@echo "make bench   this codec and its peers on the volumes in TINC_DATA (hours)"
 	@echo "make lock    resolve requirements/*.txt anew (needs uv)"
 	@echo "make clean   remove environments and caches"
@@ -36,8 +42,18 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-compat: $(VENV_ZARR2)/.ready $(VENV)/.test
+compat: compat-zarr2
+	@newest="$(PYTHON_NEWEST)"; if [ -n "$$newest" ]; \
+	then $(MAKE) --no-print-directory compat-newest PYTHON_NEWEST="$$newest"; \
+	else echo "skipped: the newest zarr needs Python 3.12 or later, and none was found"; fi
+
+compat-zarr2: $(VENV_ZARR2)/.ready $(VENV)/.test
 	TINC_OTHER_PYTHON="$(CURDIR)/$(BIN)/python" $(VENV_ZARR2)/bin/python -m pytest tests/compat $(PYTEST_ARGS)
+
+compat-newest: $(VENV_NEWEST)/.ready $(VENV_ZARR2)/.ready $(VENV)/.test
+	TINC_OTHER_PYTHON="$(CURDIR)/$(BIN)/python" \
+	TINC_ZARR2_PYTHON="$(CURDIR)/$(VENV_ZARR2)/bin/python" \
+		$(VENV_NEWEST)/bin/python -m pytest tests/compat $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.rd --markdown $(BENCH_ARGS)
@@ -47,8 +63,8 @@ lock:
 	tools/lock.sh
 
 clean:
-	rm -rf $(VENV) $(VENV_ZARR2) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
-		.hypothesis dist demo.png demo.zarr
+	rm -rf $(VENV) $(VENV_ZARR2) $(VENV_NEWEST) .mypy_cache .ruff_cache .pytest_cache \
+		.import_linter_cache .hypothesis dist demo.png demo.zarr
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp stands for one list of requirements installed into one environment.
@@ -57,6 +73,10 @@ clean:
 		|| { echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "creating $*"
 	@$(PYTHON) -m venv $*
+
+$(VENV_NEWEST)/bin/python:
+	@echo "creating $(VENV_NEWEST)"
+	@$(PYTHON_NEWEST) -m venv $(VENV_NEWEST)
 
 %/.torch: %/bin/python tools/install_torch.py
 	@$< tools/install_torch.py
@@ -82,6 +102,13 @@ $(VENV_ZARR2)/.ready: requirements/zarr2.txt pyproject.toml $(VENV_ZARR2)/.torch
 	@echo "installing $<"
 	@$(VENV_ZARR2)/bin/python $(PIP_INSTALL) --requirement $<
 	@$(VENV_ZARR2)/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+# Without torch, whose builds without CUDA are not to be had for every Python.
+$(VENV_NEWEST)/.ready: requirements/zarr-newest.txt pyproject.toml $(VENV_NEWEST)/bin/python
+	@echo "installing $<"
+	@$(VENV_NEWEST)/bin/python $(PIP_INSTALL) --requirement $<
+	@$(VENV_NEWEST)/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 .PRECIOUS: %/bin/python %/.torch

@@ -199,7 +199,7 @@ class LevelState:
         level = self.level
         sums, total = self._coarse_blocks
         shape = level.blocks(mask)
-        groups = _every(tuple(-(-n // BLOCK_EDGE) for n in shape))  # type: ignore[arg-type]
+        groups = _every(tuple(-(-n // BLOCK_EDGE) for n in shape))
         return Phases(
             self.block_sums, mask, sums[mask - 1], total, _NO_SHIFTS, groups, BLOCK_EDGE, shape,
             _stencils("flag", level.number, mask, level.padded_blocks), 0,
@@ -276,7 +276,8 @@ def present_blocks(magnitudes: np.ndarray) -> np.ndarray:
     cells = np.zeros(tuple(n * BLOCK_EDGE for n in shape), dtype=bool)
     cells[tuple(slice(0, n) for n in magnitudes.shape)] = magnitudes != 0
     z, y, x = shape
-    return cells.reshape(z, BLOCK_EDGE, y, BLOCK_EDGE, x, BLOCK_EDGE).any(axis=(1, 3, 5))
+    blocks = cells.reshape(z, BLOCK_EDGE, y, BLOCK_EDGE, x, BLOCK_EDGE)
+    return np.asarray(blocks.any(axis=(1, 3, 5)))
 
 
 class BandCoder:

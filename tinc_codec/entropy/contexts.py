@@ -179,10 +179,10 @@ def block_sums(magnitudes, edges, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
-def phase_contexts(
-    flat, start, strides, coarse, coarse_weights, shifts, blocks, edge, shape, parity, offsets, weights, shift,
-    places, contexts, sums,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def phase_contexts(  # type: ignore[no-untyped-def]
+    flat, start, strides, coarse, coarse_weights, shifts, blocks, edge, shape, parity, offsets,
+    weights, shift, places, contexts, sums
+):  # fmt: skip
     """Compute the contexts of one phase of a band.
 
     Parameters

@@ -18,6 +18,7 @@ from tinc_codec.fit.rdo import choose_symbols
 from tinc_codec.model.features import (
     CENTROID_UNIT,
     MAX_STEP_CODE,
+    STEPS_PER_OCTAVE,
     Features,
     coefficients_of,
     feature_levels,
@@ -30,7 +31,7 @@ from tinc_codec.model.wavelet import forward, inverse
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
-LMBDA = 0.09
+LMBDA = 0.1
 """Squared steps that a bit is worth; from 0.1 to 0.2 hardly differ."""
 _BITS_PER_SYMBOL = 5.0
 _SAMPLED = 7
@@ -103,7 +104,7 @@ class FeatureFit:
         wanted = target.values if target.base is None else target.values - target.base
         self._coefficients = forward(wanted, threads)
         largest = float(np.abs(self._coefficients).max())
-        self._least_code = step_code(max(largest, 2.0**-20))
+        self._least_code = max(0, step_code(max(largest, 2.0**-20)) - STEPS_PER_OCTAVE)
         self._most_code = min(MAX_STEP_CODE, step_code(max(largest, 2.0**-20) / _LARGEST_SYMBOL))
 
     def first_code(self, size_bytes: float) -> int:
@@ -115,7 +116,7 @@ class FeatureFit:
 
     def clip(self, code: float) -> int:
         """Limit a step's code to those that make sense for these coefficients."""
-        return int(min(max(round(code), self._least_code - 64), self._most_code))
+        return int(min(max(round(code), self._least_code), self._most_code))
 
     def quantise(self, code: int) -> tuple[Features, float]:
         """Choose symbols with a step; the features and the estimated bits of their code."""
@@ -183,7 +184,7 @@ def fit_to_size(fit: FeatureFit, limit_bytes: int, passes: int) -> FeatureCode |
         Choices of symbols before the section is written, at least 1.
     """
     aim = 0.998 * limit_bytes
-    line = _Line(math.log(aim), -1.1 * math.log(2) / 64 * -1)
+    line = _Line(math.log(aim), 1.1 * math.log(2) / STEPS_PER_OCTAVE)
     code = fit.first_code(limit_bytes)
     for _ in range(passes):
         features, bits = fit.quantise(code)
@@ -281,38 +282,37 @@ def fit_to_quality(
     """
     # An error of a third of a step on average, and 6 dB per octave.
     code = fit.clip(step_code(3.0 * 10 ** (-psnr / 20)))
-    line = _Line(psnr, 5.0 / 64)
-    best: tuple[int, Features, np.ndarray] | None = None
-    finest_failure = -1
-    for number in range(passes + _WRITES):
+    line = _Line(psnr, 5.0 / STEPS_PER_OCTAVE)
+    for _ in range(passes):
         features, _ = fit.quantise(code)
         values = fit.decode(features)
-        reached = measure(values)
-        if reached >= psnr:
-            if best is None or code <= best[0]:
-                best = code, features, values
+        line.add(code, min(measure(values), psnr + _FAR))
+        fit.learn(values)
+        code = fit.clip(line.next_code() + 1)
+    # From here on the same step gives the same quality: the coarsest that suffices is searched.
+    best: tuple[int, Features, np.ndarray] | None = None
+    failed = fit.clip(-1) - 1
+    stride = 1
+    while best is None or best[0] - failed > 1:
+        features, _ = fit.quantise(code)
+        values = fit.decode(features)
+        if measure(values) >= psnr:
+            best = code, features, values
+            following = code - stride
         else:
-            finest_failure = max(finest_failure, code)
-        if best is not None and number + 1 >= passes and best[0] - finest_failure <= 2:
-            break
-        if number + 1 < passes and fit.learns:
-            fit.learn(values)
-        line.add(code, min(reached, psnr + 20))
-        # The next code above the aim, and never one that is known to fail or to be needlessly fine.
-        following = fit.clip(math.ceil(line.next_code() + 0.5))
+            failed = code
+            following = code + stride
+        stride *= 2
         if best is not None:
-            following = min(following, best[0] - 1)
-        following = max(following, finest_failure + 1)
-        if following == code or (best is not None and following >= best[0]):
-            if best is not None:
-                break
-            following = fit.clip(code + 8)
-            if following == code:
-                return None
-        code = following
-    if best is None:
-        return None
+            bracketed = failed >= fit.clip(-1)
+            following = (best[0] + failed) // 2 if bracketed else max(following, failed + 1)
+        elif fit.clip(following) == code:
+            return None
+        code = fit.clip(following)
     return FeatureCode(fit.write(best[1]), best[2])
+
+
+_FAR = 20.0
 
 
 def fit_to_bound(

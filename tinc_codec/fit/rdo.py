@@ -23,9 +23,7 @@ from tinc_codec.entropy.bands import (
 )
 from tinc_codec.entropy.contexts import (
     BLOCK_EDGE,
-    BUCKET_BASE,
     BUCKET_BITS,
-    N_BUCKETS,
     REPRESENTED,
     context_of,
 )
@@ -227,10 +225,10 @@ def _bucket(magnitude):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
-def _choose_phase(
+def _choose_phase(  # type: ignore[no-untyped-def]
     flat, start, strides, coarse, coarse_weights, shifts, blocks, edge, shape, parity, offsets,
-    weights, shift, band, symbols, inverse_step, lmbda, bits, gains, spent,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    weights, shift, band, symbols, inverse_step, lmbda, bits, gains, spent
+):  # fmt: skip
     """Choose the symbols of one phase; the walk is that of `contexts.phase_contexts`.
 
     `gains` [block] receives distortion saved, in squared steps, minus lmbda times bits; `spent`

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
 from tinc_codec.fit.features import (
@@ -19,15 +20,11 @@ from tinc_codec.fit.features import (
 )
 from tinc_codec.metrics import psnr
 from tinc_codec.model.budget import smallest_section
-from tinc_codec.model.evaluate import add_values, store_values
+from tinc_codec.model.evaluate import store_values
 from tinc_codec.model.features import TOLERANCE
-from tinc_codec.model.section import read_tree, tree_parameters
+from tinc_codec.model.render import model_values, read_model
 from tinc_codec.params import EncodingParams
-
-try:
-    from tinc_codec.quantise.corrections import Corrections, find_corrections, write_corrections
-except ImportError:
-    pass
+from tinc_codec.quantise.corrections import Corrections, find_corrections, write_corrections
 from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 
 PASSES_BY_EFFORT = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
@@ -145,20 +142,15 @@ def _fit_trees(
     )
 
 
-def tree_values(body: bytes, grid: tuple[int, ...], threads: int) -> np.ndarray:
+def tree_values(body: bytes, work: Work, threads: int) -> np.ndarray:
     """Evaluate a tree section on the CPU: t as float32 of shape (B, z, y, x), not clipped."""
-    volumes, z, y, x = grid
-    section = read_tree(body, (z, y, x), volumes)
-    scaling = np.array([section.offsets, section.gains], dtype=np.float32).T
-    values = np.zeros(grid, dtype=np.float32)
-    add_values(section.shape, tree_parameters(section, volumes), scaling, values, threads)
-    return values
+    return _values_of({int(Section.TREE): body}, work, threads)
 
 
 def _search_tree(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
     """Find a short tree that keeps a promise on quality, by a few fits of different sizes."""
     grid = work.values.shape
-    least, most = smallest_section(grid), max(64, 4 * work.values.size)  # type: ignore[arg-type]
+    least, most = smallest_section(grid), max(64, 4 * work.values.size)
     measure = quality_of(work, threads)
     best: Sections | None = None
     low, high = math.log2(least), math.log2(max(most, 2 * least))
@@ -166,7 +158,7 @@ def _search_tree(work: Work, params: EncodingParams, device: str, threads: int) 
     for _ in range(_TREE_FITS):
         limit = max(least, round(2.0**size))
         (body,) = _fit_trees([work], [limit], params, device, threads)
-        values = tree_values(body, grid, threads)
+        values = tree_values(body, work, threads)
         sections: Sections = {int(Section.TREE): body}
         if params.psnr is not None:
             excess = measure(values) - params.psnr - _PSNR_MARGIN
@@ -237,8 +229,73 @@ def encode_models(
         sections = encode_features(work, params, threads)
         if sections is None:
             sections = _fallback(work, params, device, threads)
+        elif params.model == "auto" and params.ratio is not None and params.effort >= TREE_EFFORT:
+            sections = _best_share(work, sections, params, device, threads)
         shared.append(sections)
     return shared
+
+
+def _best_share(
+    work: Work, features: Sections, params: EncodingParams, device: str, threads: int
+) -> Sections:
+    """Find out whether a tree, alone or with features on what it leaves, beats features alone."""
+    grid = work.values.shape
+    measure = quality_of(work, threads)
+    best, reached = features, measure(_values_of(features, work, threads))
+    room = work.room([Section.TREE])
+    if smallest_section(grid) > room:
+        return best
+    (scout,) = _fit_trees([work], [room], replace(params, effort=_SCOUT_EFFORT), device, threads)
+    if measure(tree_values(scout, work, threads)) + _SCOUT_GAIN < reached:
+        return best
+    for share in _TREE_SHARES:
+        sections = _shared(work, share, params, device, threads)
+        if sections is None:
+            continue
+        quality = measure(_values_of(sections, work, threads))
+        if quality > reached:
+            best, reached = sections, quality
+    return best
+
+
+TREE_EFFORT = 5
+"""From this effort on, it is tried out whether a tree pays."""
+_TREE_SHARES = (1.0, 0.75)
+"""Parts of the bytes that go to hyper layers, the rest to features of what the tree leaves."""
+_SCOUT_EFFORT = 1
+_SCOUT_GAIN = 1.0
+"""In dB: what training on beyond the scout's effort may gain, at most about."""
+
+
+def _shared(
+    work: Work, share: float, params: EncodingParams, device: str, threads: int
+) -> Sections | None:
+    grid = work.values.shape
+    alone = share >= 1
+    ids = [Section.TREE] if alone else [Section.TREE, Section.FEATURES]
+    room = work.room(ids)
+    limit = math.floor(room * share)
+    if limit < smallest_section(grid):
+        return None
+    (body,) = _fit_trees([work], [limit], params, device, threads)
+    if alone:
+        return {int(Section.TREE): body}
+    base = tree_values(body, work, threads)
+    target = FeatureTarget(work.values, demands_of(work.values, work.classes), base)
+    code = fit_to_size(
+        FeatureFit(target, threads), room - len(body), PASSES_BY_EFFORT[params.effort]
+    )
+    if code is None:
+        return None
+    return {int(Section.TREE): body, int(Section.FEATURES): code.section}
+
+
+def _values_of(sections: Sections, work: Work, threads: int) -> np.ndarray:
+    """Evaluate model sections as a reader does: t as float32 [B, z, y, x], not clipped."""
+    header = Header(work.info, 0.0, 0.0, sections)
+    model = read_model(header)
+    assert model is not None
+    return model_values(model, threads)
 
 
 def _fallback(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:

@@ -260,7 +260,7 @@ def store(values, gain, offset, mapping, is_integer, out):  # type: ignore[no-un
 @njit(**_COMPILE)
 def store_rows(values, mapping, is_integer, first, last, out):  # type: ignore[no-untyped-def]
     """Store rows first to last - 1 of t, float32 [B, Z, Y, X], as the data's values."""
-    volumes, depth, height, _ = values.shape
+    _, depth, height, _ = values.shape
     for row in range(first, last):
         plane = row // height
         store(

@@ -125,12 +125,14 @@ def _render_one(model: ChunkModel, view: np.ndarray, device: str, threads: int) 
 
 
 def model_values(model: ChunkModel, threads: int) -> np.ndarray:
-    """Evaluate a model with features on the CPU: t as float32 [B, z, y, x], not clipped."""
-    from tinc_codec.model.features import coefficients_of
-    from tinc_codec.model.wavelet import inverse
+    """Evaluate a model on the CPU: t as float32 [B, z, y, x], not clipped."""
+    if model.features is None:
+        values = np.zeros(model.info.batched_shape, dtype=np.float32)
+    else:
+        from tinc_codec.model.features import coefficients_of
+        from tinc_codec.model.wavelet import inverse
 
-    assert model.features is not None
-    values = inverse(coefficients_of(model.features), threads)
+        values = inverse(coefficients_of(model.features), threads)
     if model.tree is not None:
         tree = model.tree
         add_values(tree.shape, tree.parameters, tree.scaling, values, threads)

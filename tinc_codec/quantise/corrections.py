@@ -21,8 +21,13 @@ from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 _BUFFER_VOXELS = 1 << 15
 _MAX_MULTIPLE = (1 << 24) - 1
 _MAX_INTEGER_QUANTUM = (1 << 33) - 1
+_QUANTUM_BYTES = 8
+_SAMPLED_VOXELS = 1 << 18
+_SAMPLED_PLANES, _SLAB_PLANES = 32, 8
+_SAMPLED_OFFENDERS = 1000
 _QUANTUM_MARGIN = 1 - 2.0**-20
-_NO_CLASSES = np.empty(0, dtype=np.uint8)
+# A little less than one half, for the rounding of float64.
+_SAFE_ROUNDING = 0.5 - 2.0**-16
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,20 +88,18 @@ def find_corrections(
     """
     from tinc_codec.quantise import offenders
 
+    max_error, tolerance = float(max_error), float(tolerance)
     mapping = value_mapping(info)
-    kind = {2: offenders.FLOAT16, 4: offenders.FLOAT32, 8: offenders.FLOAT64}[info.dtype.itemsize] \
-        if info.dtype.kind == "f" else offenders.INTEGER
+    kind = offenders.INTEGER if info.dtype.kind != "f" else offenders.FLOATS[info.dtype.itemsize]
+    safe_error = _safe_error(info, max_error)
     quantum = _choose_quantum(info, max_error, tolerance)
-    operands = [original, values]
-    dtypes = [np.dtype(np.float64), np.dtype(np.float32)]
-    if classes is not None:
-        operands.append(classes.reshape(original.shape))
-        dtypes.append(np.dtype(np.uint8))
+    if classes is None:
+        classes = np.broadcast_to(np.uint8(0), original.shape)
     blocks = np.nditer(
-        operands,
-        flags=["external_loop", "buffered", "growinner"],
-        op_flags=[["readonly"]] * len(operands),
-        op_dtypes=dtypes,
+        [original, values, classes.reshape(original.shape)],
+        flags=["external_loop", "buffered"],
+        op_flags=[["readonly"], ["readonly"], ["readonly"]],
+        op_dtypes=[np.float64, np.float32, np.uint8],
         order="C",
         buffersize=_BUFFER_VOXELS,
         casting="same_kind",
@@ -105,18 +108,16 @@ def find_corrections(
     start = 0
     with blocks:
         for block in blocks:
-            wanted, t = np.ascontiguousarray(block[0]), np.ascontiguousarray(block[1])
-            counting = np.ascontiguousarray(block[2]) if classes is not None else _NO_CLASSES
-            n = offenders.count_offenders(
-                wanted, t, counting, mapping, kind, tolerance, max_error
-            )
+            # Copies, since compiled code is specialised for writable, contiguous memory.
+            wanted, t, left_out = (part.copy() for part in block)
+            n = offenders.count_suspects(wanted, t, mapping, tolerance, safe_error)
             if n:
                 positions, multiples = np.empty(n, np.int64), np.empty(n, np.int32)
-                offenders.correct_offenders(
-                    wanted, t, counting, mapping, kind, tolerance, max_error, quantum,
+                n = offenders.correct_offenders(
+                    wanted, t, left_out, mapping, kind, tolerance, safe_error, max_error, quantum,
                     _MAX_MULTIPLE, start, positions, multiples,
                 )  # fmt: skip
-                found.append((positions, multiples))
+                found.append((positions[:n], multiples[:n]))
             start += len(wanted)
     empty = np.empty(0, np.int64), np.empty(0, np.int32)
     positions, multiples = (np.concatenate(parts) for parts in zip(empty, *found, strict=True))
@@ -183,8 +184,32 @@ def write_corrections(corrections: Corrections, info: ChunkInfo) -> bytes:
 
 
 def size_of(corrections: Corrections, info: ChunkInfo) -> int:
-    """Count the bytes of `write_corrections(corrections, info)`."""
-    return len(write_corrections(corrections, info))
+    """Estimate the bytes of `write_corrections(corrections, info)` to within about a tenth.
+
+    Large volumes are sampled: slabs of 8 planes out of each 32, on which the code is written.
+    """
+    batch, n_z, n_y, n_x = info.batched_shape
+    n_slabs = n_z // _SAMPLED_PLANES
+    if batch * n_z * n_y * n_x < _SAMPLED_VOXELS or n_slabs == 0:
+        return len(write_corrections(corrections, info))
+    plane, row = np.divmod(corrections.positions, n_y * n_x)
+    volume, z = np.divmod(plane, n_z)
+    slab, z = np.divmod(z, _SAMPLED_PLANES)
+    kept = (z < _SLAB_PLANES) & (slab < n_slabs)
+    n_kept = int(np.count_nonzero(kept))
+    if n_kept < _SAMPLED_OFFENDERS:
+        return len(write_corrections(corrections, info))
+    from tinc_codec.quantise.offenders import encode_offenders
+
+    planes = ((volume * n_slabs + slab) * _SLAB_PLANES + z)[kept]
+    payload = encode_offenders(
+        planes * (n_y * n_x) + row[kept],
+        corrections.multiples[kept],
+        corrections.absolutes[kept[corrections.multiples == 0]].view(np.int64),
+        (batch * n_slabs, _SLAB_PLANES, n_y, n_x),
+        _absolute_bits(info),
+    )
+    return math.ceil(len(payload) * len(corrections) / n_kept) + _QUANTUM_BYTES
 
 
 def read_corrections(data: bytes | memoryview, info: ChunkInfo) -> Corrections:
@@ -194,8 +219,8 @@ def read_corrections(data: bytes | memoryview, info: ChunkInfo) -> Corrections:
     ----------
     data : bytes-like
     info : ChunkInfo
-        Not constant. Memory stays below 20 bytes per voxel of its valid extent, whatever `data`
-        says; 12 where no voxel is absolute.
+        Not constant. Memory stays below 32 bytes per voxel of its valid extent and some per row,
+        whatever `data` says.
 
     Raises
     ------
@@ -244,16 +269,27 @@ def _choose_quantum(info: ChunkInfo, max_error: float, tolerance: float) -> floa
 
     A multiple leaves up to half a quantum; a device's slack and rounding to the dtype come on top.
     """
-    scale, _, span, value_min, value_max = value_mapping(info)
+    scale, _, span, _, _ = value_mapping(info)
     slack = tolerance * span / scale
     if info.dtype.kind != "f":
-        bound = math.floor(min(max_error, span))
+        whole = math.floor(min(max_error, span))
         ambiguous = math.ceil(2 * slack) if 2 * slack >= 1 else 0
-        return float(max(2 * bound + 1 - ambiguous, bound, 1))
+        return float(max(2 * whole + 1 - ambiguous, whole, 1))
     bound = min(max_error, float(np.finfo(np.float64).max) / 4)
-    largest = info.dtype.newbyteorder("=").type(max(abs(value_min), abs(value_max)))
-    rounding = abs(float(np.spacing(largest)))
-    return max(2 * (bound - slack - rounding) * _QUANTUM_MARGIN, bound)
+    return max(2 * (bound - slack - _spacing(info)) * _QUANTUM_MARGIN, bound)
+
+
+def _safe_error(info: ChunkInfo, max_error: float) -> float:
+    """Give the error before rounding to the dtype that keeps to the largest error after it."""
+    if info.dtype.kind != "f":
+        return math.floor(min(max_error, float(1 << 33))) + _SAFE_ROUNDING
+    return max_error - _spacing(info)
+
+
+def _spacing(info: ChunkInfo) -> float:
+    """Give the largest distance between neighbouring values within a float chunk's range."""
+    largest = max(abs(info.value_min), abs(info.value_max))
+    return float(largest - np.nextafter(largest, -largest))
 
 
 def _absolute_bits(info: ChunkInfo) -> int:
@@ -265,7 +301,7 @@ def _largest_ordinal(info: ChunkInfo) -> int:
 
 
 def _ordinals(values: np.ndarray, info: ChunkInfo) -> np.ndarray:
-    """Count the values of the dtype from `value_min` to each of these, as uint64; -0 counts as 0."""
+    """Count the values of the dtype from `value_min` to each of these, as uint64; -0 is 0."""
     native = info.dtype.newbyteorder("=")
     both = np.concatenate([[info.value_min], values]).astype(native)
     if native.kind == "f":

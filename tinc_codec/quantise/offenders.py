@@ -17,6 +17,7 @@ from numba import njit
 from tinc_codec.volume.mask_coder import (
     _LOW,
     _MASK_32,
+    _PENDING,
     _POSITION,
     _RANGE,
     _TAIL_BYTES,
@@ -25,15 +26,15 @@ from tinc_codec.volume.mask_coder import (
     _encode_bit,
     _estimate,
     _next_byte,
-    _PENDING,
     _shift_low,
-    _with_room,
 )
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 INTEGER, FLOAT16, FLOAT32, FLOAT64 = range(4)
 """How values are rounded to their dtype."""
+FLOATS = {2: FLOAT16, 4: FLOAT32, 8: FLOAT64}
+"""By size in bytes."""
 
 SEGMENT = 8
 MAX_MULTIPLE_BITS = 31
@@ -43,9 +44,9 @@ _MOST_PREVIOUS = 2
 _MOST_NEAR, _MOST_DIAGONAL = 3, 3
 _VOXEL_STATES = SEGMENT + 1
 _MOST_SIGNS = 4
-# Per voxel presence, kind and sign, each up to 16 bits, and a multiple of up to 31 such
-# decisions and 30 bits; absolutes up to 64 bits.
-_SEGMENT_BYTES = SEGMENT * 80
+# Adaptive decisions take at most 16 bits.
+_DECISION_BYTES = 2
+_SLACK_BYTES = 16
 
 
 @njit(inline="always", **_COMPILE)
@@ -63,30 +64,21 @@ def _rounded(x, kind):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", **_COMPILE)
-def _decoded(t, scale, low, span, value_min, value_max, kind):  # type: ignore[no-untyped-def]
-    """Map t in [0, 1] to a value, as `volume.chunk.denormalise` does."""
-    x = (t * span + low) / scale
-    if kind == INTEGER:
-        x = np.rint(x)
-        return min(max(x, value_min), value_max)
-    return _rounded(min(max(x, value_min), value_max), kind)
-
-
-@njit(inline="always", **_COMPILE)
-def _ends(t, tolerance, scale, low, span, value_min, value_max, kind):  # type: ignore[no-untyped-def]
-    """Give the least and the largest value that a device may decode; any where t is NaN."""
+def _ends(t, tolerance, mapping):  # type: ignore[no-untyped-def]
+    """Give what the least and the largest t of any device stand for, not rounded; NaN is any t."""
+    scale, low, span, value_min, value_max = mapping
+    # Exact, and faster than two divisions.
+    inverse = 1 / scale
     lower, upper = t - tolerance, t + tolerance
     lower = min(lower, 1.0) if lower > 0 else 0.0
     upper = max(upper, 0.0) if upper < 1 else 1.0
-    return (
-        _decoded(lower, scale, low, span, value_min, value_max, kind),
-        _decoded(upper, scale, low, span, value_min, value_max, kind),
-    )
+    lower, upper = (lower * span + low) * inverse, (upper * span + low) * inverse
+    return min(max(lower, value_min), value_max), min(max(upper, value_min), value_max)
 
 
 @njit(**_COMPILE)
-def count_offenders(original, values, classes, mapping, kind, tolerance, max_error):  # type: ignore[no-untyped-def]
-    """Count the voxels that some device may decode with too large an error.
+def count_suspects(original, values, mapping, tolerance, safe_error):  # type: ignore[no-untyped-def]
+    """Count the voxels that are farther off than `safe_error` before rounding on some device.
 
     Parameters
     ----------
@@ -94,47 +86,34 @@ def count_offenders(original, values, classes, mapping, kind, tolerance, max_err
         Shape (n,).
     values : ndarray of float32
         Shape (n,): t.
-    classes : ndarray of uint8
-        Shape (n,), 0 where a voxel counts; empty where all do.
     mapping : tuple of float
         From `volume.chunk.value_mapping`.
-    kind : int
-        `INTEGER`, `FLOAT16`, `FLOAT32` or `FLOAT64`.
-    tolerance, max_error : float
+    tolerance, safe_error : float
     """
-    scale, low, span, value_min, value_max = mapping
     found = 0
     for i in range(len(original)):
-        lower, upper = _ends(
-            np.float64(values[i]), tolerance, scale, low, span, value_min, value_max, kind
-        )
-        near = (abs(original[i] - lower) <= max_error) & (abs(original[i] - upper) <= max_error)
-        found += not near
-    if found == 0 or len(classes) == 0:
-        return found
-    # Counted once more: voxels that do not count were offenders for the fast loop above.
-    found = 0
-    for i in range(len(original)):
-        if classes[i] == 0:
-            lower, upper = _ends(
-                np.float64(values[i]), tolerance, scale, low, span, value_min, value_max, kind
-            )
-            near = abs(original[i] - lower) <= max_error and abs(original[i] - upper) <= max_error
-            found += not near
+        lower, upper = _ends(np.float64(values[i]), tolerance, mapping)
+        safe = (original[i] - lower <= safe_error) & (upper - original[i] <= safe_error)
+        found += not safe
     return found
 
 
 @njit(**_COMPILE)
-def correct_offenders(
-    original, values, classes, mapping, kind, tolerance, max_error, quantum, largest, start,
-    positions, multiples,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+def correct_offenders(  # type: ignore[no-untyped-def]
+    original, values, classes, mapping, kind, tolerance, safe_error, max_error, quantum, largest,
+    start, positions, multiples,
+):  # fmt: skip
     """Find a correction for each offender.
 
     Parameters
     ----------
-    original, values, classes, mapping, kind, tolerance, max_error
-        As for `count_offenders`.
+    original, values, mapping, tolerance, safe_error
+        As for `count_suspects`.
+    classes : ndarray of uint8
+        Shape (n,), 0 where a voxel counts.
+    kind : int
+        `INTEGER`, `FLOAT16`, `FLOAT32` or `FLOAT64`.
+    max_error : float
     quantum : float
         What multiples are of; 0 for none.
     largest : int
@@ -142,19 +121,25 @@ def correct_offenders(
     start : int
         Position of the first voxel.
     positions : ndarray of int64
-        Shape (number of offenders,); written.
+        Room for all suspects; written.
     multiples : ndarray of int32
         Same shape; written, 0 where no multiple keeps to the largest error.
+
+    Returns
+    -------
+    int
+        Number of offenders.
     """
-    scale, low, span, value_min, value_max = mapping
+    value_min, value_max = mapping[3], mapping[4]
     n = 0
     for i in range(len(original)):
-        if len(classes) and classes[i] != 0:
-            continue
+        lower, upper = _ends(np.float64(values[i]), tolerance, mapping)
         wanted = original[i]
-        lower, upper = _ends(
-            np.float64(values[i]), tolerance, scale, low, span, value_min, value_max, kind
-        )
+        if wanted - lower <= safe_error and upper - wanted <= safe_error:
+            continue
+        if classes[i] != 0:
+            continue
+        lower, upper = _rounded(lower, kind), _rounded(upper, kind)
         if abs(wanted - lower) <= max_error and abs(wanted - upper) <= max_error:
             continue
         multiple = 0.0
@@ -171,6 +156,7 @@ def correct_offenders(
         positions[n] = start + i
         multiples[n] = np.int32(multiple)
         n += 1
+    return n
 
 
 @njit(inline="always", **_COMPILE)
@@ -264,7 +250,7 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
 
     Returns
     -------
-    stream, positions, multiples, absolutes : ndarray
+    positions, multiples, absolutes : ndarray
     n, n_absolute : int
         Entries of the arrays in use; n is -1 where the stream ended long before.
     """
@@ -292,7 +278,7 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
             signs[z % 2] = 0
             for y in range(n_y):
                 if decoding and state[_POSITION] > stream.size + _TAIL_BYTES:
-                    return stream, positions, multiples, absolutes, -1, 0
+                    return positions, multiples, absolutes, -1, 0
                 for s in range(n_segments):
                     start, stop = s * SEGMENT, min((s + 1) * SEGMENT, n_x)
                     level = _segment_level(holds, z, y + 2, s + 1)
@@ -300,7 +286,6 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
                     context += min(np.int64(holds[z % 3, y + 2, s]), _MOST_PREVIOUS)
                     bit = 0
                     if not decoding:
-                        stream = _with_room(state, stream, _SEGMENT_BYTES)
                         bit = int(n < positions.size and positions[n] < row_start + stop)
                     if _code(state, stream, segment_counts, context, bit, decoding) == 0:
                         continue
@@ -354,7 +339,23 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
                         n += 1
                     holds[z % 3, y + 2, s + 1] = found
                 row_start += n_x
-    return stream, positions, multiples, absolutes, n, n_absolute
+    return positions, multiples, absolutes, n, n_absolute
+
+
+@njit(**_COMPILE)
+def _most_bytes(multiples, n_absolute, shape, width):  # type: ignore[no-untyped-def]
+    """Bound the size of the code."""
+    n_segments = shape[0] * shape[1] * shape[2] * ((shape[3] + SEGMENT - 1) // SEGMENT)
+    decisions = n_segments + min(multiples.size, n_segments) * SEGMENT
+    plain = np.int64(width) * n_absolute
+    for multiple in multiples:
+        decisions += 2
+        magnitude = abs(np.int64(multiple))
+        while magnitude > 0:
+            decisions += 1
+            plain += 1
+            magnitude >>= 1
+    return decisions * _DECISION_BYTES + plain // 8 + _SLACK_BYTES
 
 
 @njit(**_COMPILE)
@@ -383,8 +384,8 @@ def encode_offenders(positions, multiples, absolutes, shape, width):  # type: ig
     `docs/format.md` §11
     """
     state = np.array([0, _MASK_32, 0, 1, -1], np.int64)
-    out = np.empty(1024, np.uint8)
-    out = _walk(state, out, shape, width, positions, multiples, absolutes, False)[0]
+    out = np.empty(_most_bytes(multiples, absolutes.size, shape, width), np.uint8)
+    _walk(state, out, shape, width, positions, multiples, absolutes, False)
     # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
     n_tail = _TAIL_BYTES
     for n_bytes in range(_TAIL_BYTES + 1):
@@ -407,7 +408,7 @@ def decode_offenders(payload, shape, width):  # type: ignore[no-untyped-def]
     Returns
     -------
     positions, multiples, absolutes : ndarray
-        Memory stays below 20 bytes per voxel of `shape` and some per row, whatever the payload
+        Memory stays below 32 bytes per voxel of `shape` and some per row, whatever the payload
         says.
     bool
         Whether an encoder can have written this payload, as far as its start and its length tell.
@@ -420,7 +421,7 @@ def decode_offenders(payload, shape, width):  # type: ignore[no-untyped-def]
         state[_LOW] = (state[_LOW] << 8) | _next_byte(state, payload)
     if state[_LOW] >= state[_RANGE]:
         return positions, multiples, absolutes, False
-    _, positions, multiples, absolutes, n, n_absolute = _walk(
+    positions, multiples, absolutes, n, n_absolute = _walk(
         state, payload, shape, width, positions, multiples, absolutes, True
     )
     if n < 0:
