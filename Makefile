@@ -53,7 +53,8 @@ compat-zarr2: $(VENV_ZARR2)/.ready $(VENV)/.test
 compat-newest: $(VENV_NEWEST)/.ready $(VENV_ZARR2)/.ready $(VENV)/.test
 	TINC_OTHER_PYTHON="$(CURDIR)/$(BIN)/python" \
 	TINC_ZARR2_PYTHON="$(CURDIR)/$(VENV_ZARR2)/bin/python" \
-		$(VENV_NEWEST)/bin/python -m pytest tests/compat $(PYTEST_ARGS)
+		$(VENV_NEWEST)/bin/python -m pytest tests/compat tests/test_faces_zarr.py \
+		tests/test_faces_zarr_codec.py tests/test_faces_xarray.py $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.rd --markdown $(BENCH_ARGS)
@@ -104,7 +105,8 @@ $(VENV_ZARR2)/.ready: requirements/zarr2.txt pyproject.toml $(VENV_ZARR2)/.torch
 	@$(VENV_ZARR2)/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
-# Without torch, whose builds without CUDA are not to be had for every Python.
+# Without torch: its builds without CUDA are not to be had for every Python, and neither reading nor
+# effort 0 needs it.
 $(VENV_NEWEST)/.ready: requirements/zarr-newest.txt pyproject.toml $(VENV_NEWEST)/bin/python
 	@echo "installing $<"
 	@$(VENV_NEWEST)/bin/python $(PIP_INSTALL) --requirement $<

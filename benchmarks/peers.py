@@ -176,7 +176,7 @@ def jpegxl(volume: np.ndarray, size_bytes: int) -> PeerResult:
     imagecodecs declares float32 to be linear light, which libjxl quantises in steps that grow with
     the value; through the curve of sRGB they are about even, as they are for 8-bit data (1 dB).
     Distances past 15 do little, so from there on the contrast is lowered instead: without that
-    the volumes of this benchmark cannot be brought below a fiftieth.
+    mri_t1 cannot be brought below a fiftieth of its size.
     """
     import imagecodecs
 

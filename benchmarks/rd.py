@@ -129,7 +129,7 @@ def run_case(volume: np.ndarray, ratio: float, codec: str) -> Row:
 
 def provenance() -> Row:
     """Say when and from which commit a row comes."""
-    return {"date": datetime.date.today().isoformat(), "commit": records._commit()}
+    return {"date": datetime.date.today().isoformat(), "commit": records.commit()}
 
 
 def load_rows(path: Path) -> list[Row]:

@@ -60,7 +60,7 @@ def save(
     record = {
         "command": command(),
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
         "versions": _versions(),
         **more,
@@ -81,7 +81,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     answer = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=RESULTS.parent,

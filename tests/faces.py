@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 
 from tinc_codec import TINC
@@ -18,6 +21,20 @@ def smooth_volume(shape: tuple[int, ...], dtype: str = "<f4", order: str = "C") 
     wave = sum(np.sin(3.0 * axis + number) for number, axis in enumerate(axes))
     scaled = 10.0 + 100.0 * (wave - wave.min()) / max(float(np.ptp(wave)), 1e-9)
     return np.asarray(scaled.astype(dtype), order=order)
+
+
+@cache
+def _bundled_volume() -> np.ndarray:
+    path = Path(__file__).parents[1] / "examples" / "data" / "mni152_t1_crop.npz"
+    with np.load(path) as archive:
+        return archive["volume"]
+
+
+def brain(edge: int) -> np.ndarray:
+    """Return the central cube of the bundled volume, uint8."""
+    volume = _bundled_volume()
+    starts = [(n - edge) // 2 for n in volume.shape]
+    return np.ascontiguousarray(volume[tuple(slice(s, s + edge) for s in starts)])
 
 
 def psnr(original: np.ndarray, decoded: np.ndarray) -> float:

@@ -4,6 +4,7 @@ Symbols are exact integers, the transform is float64, and of the package only th
 used, which is part of the format. What the document says is rejected is a `ValueError`.
 """
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ class Tables:
     present: list[list[int]]
 
 
+@functools.cache
 def load_tables() -> Tables:
     with np.load(TABLES) as arrays:
         return Tables(
@@ -434,7 +436,6 @@ def inverse(coefficients: np.ndarray, levels: list[Level]) -> np.ndarray:
     return out
 
 
-def decode(body: bytes, grid: Triple, volumes: int) -> np.ndarray:
+def values_of(features: ReferenceFeatures) -> np.ndarray:
     """§9: what the features give for t, float64 [volume, z, y, x]."""
-    features = read(body, grid, volumes)
     return inverse(coefficients_of(features), features.levels)

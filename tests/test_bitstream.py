@@ -24,7 +24,7 @@ from tinc_codec.bitstream.header import (
 )
 from tinc_codec.bitstream.reader import ByteReader, byte_view
 from tinc_codec.bitstream.scalars import DTYPE_CODES, float32_bound
-from tinc_codec.bitstream.sections import Section
+from tinc_codec.bitstream.sections import SINCE_MINOR, Section
 from tinc_codec.bitstream.varint import MAX_VARINT, varint_size, write_varint
 from tinc_codec.errors import (
     CorruptStreamError,
@@ -49,6 +49,10 @@ MASKED = bytes.fromhex(
     "54494e43 01 00 04 08 01 05 000080bf 00000040 0000c841 cdcccc3d 02 01 02 02 01 0408 7f 5ea97e82"
 )
 NO_FINITE = bytes.fromhex("54494e43 01 00 0c 07 01 03 0000807f 00000000 01 01 01 01 9326efb4")
+ALL_MODELS = bytes.fromhex(
+    "54494e43 01 01 00 01 02 04 05 03 fe 00002042 00002040"
+    "03 02 01 03 02 04 03 aa bbbb cccccc 31789c0e"
+)
 
 
 def signed(content: bytes | bytearray) -> bytes:
@@ -97,7 +101,44 @@ GOLDEN = {
             {Section.MASK: b"\x01"},
         ),
     ),
+    "all models": (
+        ALL_MODELS,
+        Header(
+            info_of("|u1", (4, 5), 3, 254),
+            40.0,
+            2.5,
+            {
+                Section.TREE: b"\xaa",
+                Section.FEATURES: b"\xbb\xbb",
+                Section.CORRECTIONS: b"\xcc" * 3,
+            },
+        ),
+    ),
 }
+MINORS = {"all models": 1}
+
+
+def lowest_minor(header: Header) -> int:
+    return max((SINCE_MINOR[Section(section)] for section in header.sections), default=0)
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> Header:
+    """Headers with every set of models that there can be."""
+    header = draw(strategies.headers())
+    if Section.TREE not in header.sections:
+        return header
+    sections = dict(header.sections)
+    body = sections[Section.TREE]
+    models = draw(
+        st.sampled_from([[Section.TREE], [Section.FEATURES], [Section.TREE, Section.FEATURES]])
+    )
+    if Section.TREE not in models:
+        del sections[Section.TREE]
+    sections.update({int(section): body[i:] + b"x" for i, section in enumerate(models)})
+    if draw(st.booleans()):
+        sections[int(Section.CORRECTIONS)] = body[::-1]
+    return dataclasses.replace(header, sections=sections)
 
 
 def same(found: Header, expected: Header) -> None:
@@ -115,7 +156,7 @@ def test_golden_streams_are_written_and_read_to_the_byte(name):
     assert write_stream(header).hex(" ") == stream.hex(" ")
     found = read_stream(stream, max_decoded_bytes=LIMIT)
     same(found, header)
-    assert found.version == (1, 0)
+    assert found.version == (1, MINORS.get(name, 0))
     assert found.layout is not None
     assert found.layout.total_bytes == len(stream)
 
@@ -128,10 +169,17 @@ def test_dtype_codes_are_for_ever():
         "MASK": 1,
         "TREE": 2,
         "FEATURES": 3,
+        "CORRECTIONS": 4,
+    }
+    assert {section.name: minor for section, minor in SINCE_MINOR.items()} == {
+        "MASK": 0,
+        "TREE": 0,
+        "FEATURES": 1,
+        "CORRECTIONS": 1,
     }
 
 
-@given(strategies.headers())
+@given(headers())
 def test_every_header_comes_back(header):
     stream = write_stream(header)
     found = read_stream(stream, max_decoded_bytes=LIMIT)
@@ -139,13 +187,18 @@ def test_every_header_comes_back(header):
     lengths = {section_id: len(body) for section_id, body in header.sections.items()}
     assert len(stream) == overhead_bytes(header.info, lengths) + sum(lengths.values())
     assert write_stream(found) == stream
+    # Older readers take what they can.
+    assert found.version == (1, lowest_minor(header))
 
 
-@given(strategies.headers(), st.integers(0, 2**20), st.integers(0, 2**20))
+@given(headers(), st.integers(0, 2**20), st.integers(0, 2**20))
 def test_overhead_never_falls_with_length(header, n_bytes, more):
-    assume(Section.TREE in header.sections)
-    small = overhead_bytes(header.info, {Section.TREE: n_bytes})
-    assert small <= overhead_bytes(header.info, {Section.TREE: n_bytes + more}) <= small + 8
+    assume(header.sections)
+    for section in header.sections:
+        lengths = dict.fromkeys(header.sections, 1)
+        small = overhead_bytes(header.info, {**lengths, section: n_bytes})
+        large = overhead_bytes(header.info, {**lengths, section: n_bytes + more})
+        assert small <= large <= small + 8
 
 
 def bytes_needed(prefix: bytes) -> int | None:
@@ -157,7 +210,7 @@ def bytes_needed(prefix: bytes) -> int | None:
     return None
 
 
-@given(strategies.headers())
+@given(headers())
 def test_the_header_alone_says_how_much_it_needs(header):
     stream = write_stream(header)
     n_bytes = 0
@@ -237,7 +290,7 @@ def test_every_byte_replaced_under_a_valid_checksum(name):
 
 
 @settings(max_examples=300)
-@given(strategies.headers(), st.data())
+@given(headers(), st.data())
 def test_spliced_streams_under_a_valid_checksum(header, data):
     stream = write_stream(header)
     start = data.draw(st.integers(0, len(stream) - 4))
@@ -274,7 +327,7 @@ def format_error_or_header(stream: bytes) -> None:
     assert header.layout is not None
     assert header.layout.total_bytes == len(stream)
     # Whatever is accepted is the one encoding of what it says.
-    assert header.version != (1, 0) or write_stream(header) == stream
+    assert header.version != (1, lowest_minor(header)) or write_stream(header) == stream
 
 
 def test_absurd_sizes_are_refused_without_allocating():
@@ -320,10 +373,17 @@ def masked_with(position: int, value: bytes, length: int = 1) -> bytes:
     return signed(content)
 
 
+def models_with(position: int, value: bytes, length: int = 1) -> bytes:
+    content = bytearray(GOLDEN["all models"][0])
+    content[position : position + length] = value
+    return signed(content)
+
+
 MAJOR_AT, MINOR_AT, FLAGS_AT, DTYPE_AT, NDIM_AT, SHAPE_AT, MIN_AT, MAX_AT, PSNR_AT, ERROR_AT = (
     4, 5, 6, 7, 8, 9, 10, 14, 18, 22
 )  # fmt: skip
 COUNT_AT = 26
+MAX_AT_MODELS, COUNT_AT_MODELS = 12, 21
 NAN, INFINITY = struct.pack("<f", math.nan), struct.pack("<f", math.inf)
 
 
@@ -347,14 +407,21 @@ NAN, INFINITY = struct.pack("<f", math.nan), struct.pack("<f", math.inf)
         (masked_with(MIN_AT, NAN, 4), CorruptStreamError, "value range"),
         (masked_with(MAX_AT, INFINITY, 4), CorruptStreamError, "value range"),
         (masked_with(MAX_AT, struct.pack("<f", -2), 4), CorruptStreamError, "value range"),
-        (masked_with(MAX_AT, struct.pack("<f", -1), 4), CorruptStreamError, "no tree"),
+        (masked_with(MAX_AT, struct.pack("<f", -1), 4), CorruptStreamError, "no model"),
         (masked_with(PSNR_AT, NAN, 4), CorruptStreamError, "psnr"),
         (masked_with(ERROR_AT, NAN, 4), CorruptStreamError, "max_error"),
         (masked_with(ERROR_AT, struct.pack("<f", -1), 4), CorruptStreamError, "max_error"),
-        (masked_with(COUNT_AT, b"\x01\x01\x03", 5), CorruptStreamError, "a tree"),
+        (masked_with(COUNT_AT, b"\x01\x01\x03", 5), CorruptStreamError, "a model"),
         (masked_with(COUNT_AT + 1, b"\x02"), CorruptStreamError, "increase"),
         (masked_with(COUNT_AT + 3, b"\x01"), CorruptStreamError, "increase"),
-        (masked_with(COUNT_AT + 3, b"\x03"), UnsupportedVersionError, "section id"),
+        (masked_with(COUNT_AT + 3, b"\x03"), CorruptStreamError, r"section id: 3 .* version 1\.0"),
+        (masked_with(COUNT_AT + 3, b"\x04"), CorruptStreamError, r"section id: 4 .* version 1\.0"),
+        (masked_with(COUNT_AT + 3, b"\x05"), UnsupportedVersionError, "section id"),
+        (models_with(COUNT_AT_MODELS + 1, b"\x01"), CorruptStreamError, "mask bit"),
+        (models_with(COUNT_AT_MODELS, b"\x01\x04\x06", 7), CorruptStreamError, "need a model"),
+        (models_with(MAX_AT_MODELS, b"\x03"), CorruptStreamError, "no model"),
+        (models_with(COUNT_AT_MODELS + 4, b"\x00"), CorruptStreamError, "at least 1"),
+        (models_with(FLAGS_AT, b"\x10"), CorruptStreamError, "flags"),
         (masked_with(COUNT_AT + 1, b"\x00"), UnsupportedVersionError, "section id"),
         (masked_with(COUNT_AT + 2, b"\x00"), CorruptStreamError, "at least 1"),
     ],
@@ -372,11 +439,17 @@ def test_impossible_extents_are_rejected(extent):
         read_stream(signed(content), max_decoded_bytes=LIMIT)
 
 
-def test_a_chunk_without_finite_voxels_has_a_mask_and_no_tree():
+@pytest.mark.parametrize("section", [Section.TREE, Section.FEATURES])
+def test_a_chunk_without_finite_voxels_has_a_mask_and_no_model(section):
     content = bytearray(GOLDEN["no finite voxel"][0])
-    content[18:22] = b"\x02\x01\x01\x02\x01\xff"
-    with pytest.raises(CorruptStreamError, match="a mask and no tree"):
+    content[MINOR_AT] = 1
+    content[18:22] = b"\x02\x01\x01" + bytes([section]) + b"\x01\x01\xff"
+    with pytest.raises(CorruptStreamError, match="a mask and no model"):
         read_stream(signed(content), max_decoded_bytes=LIMIT)
+
+
+def test_a_minor_version_above_the_lowest_possible_is_accepted():
+    assert read_stream(masked_with(MINOR_AT, b"\x01"), max_decoded_bytes=LIMIT).version == (1, 1)
 
 
 def test_a_newer_minor_version_is_read_as_far_as_it_is_known():
@@ -399,12 +472,21 @@ def test_a_newer_minor_version_is_read_as_far_as_it_is_known():
         Header(info_of("<f4", (4,)), math.nan, 1.0, {Section.TREE: b"x"}),
         Header(info_of("<f4", (4,)), 40.0, math.nan, {Section.TREE: b"x"}),
         Header(info_of("<f4", (4,)), 40.0, -1.0, {Section.TREE: b"x"}),
-        Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.TREE: b"x", Section.FEATURES: b"x"}),
+        Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.CORRECTIONS: b"x"}),
+        Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.FEATURES: b"x"}),
+        Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.CORRECTIONS: b"x"}),
+        Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.FEATURES: b"x", Section.CORRECTIONS: b""}),
         Header(info_of("<f4", (4,), 0, np.inf), 40.0, 1.0, {Section.TREE: b"x"}),
     ],
 )
 def test_a_header_that_no_reader_accepts_is_not_written(header):
     with pytest.raises(ValueError, match=r"header|section"):
+        write_stream(header)
+
+
+def test_unknown_sections_are_not_written():
+    header = Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.TREE: b"x", 5: b"x"})
+    with pytest.raises(ValueError, match="5"):
         write_stream(header)
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tests import strategies, tree_reference
-from tests.faces import smooth_volume
+from tests import features_reference, strategies, tree_reference
+from tests.faces import brain, smooth_volume
 from tinc_codec import config
 from tinc_codec.bitstream.header import (
     Header,
@@ -26,7 +26,6 @@ from tinc_codec.bitstream.scalars import float32_bound
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import decode_chunk, decode_chunks, encode_chunk, encode_chunks
 from tinc_codec.errors import (
-    ConfigError,
     CorruptStreamError,
     FormatError,
     LimitError,
@@ -35,11 +34,16 @@ from tinc_codec.errors import (
     UnsupportedDataError,
 )
 from tinc_codec.fit import plan as plan_module
+from tinc_codec.fit.features import FeatureFit, FeatureTarget
 from tinc_codec.metrics import measure
 from tinc_codec.params import MAX_EFFORT, EncodingParams
+from tinc_codec.volume.chunk import analyse
 
 LIMIT = 1 << 32
 QUICK = EncodingParams(ratio=4, effort=0)
+SECTIONS = {"tree": Section.TREE, "features": Section.FEATURES}
+
+both_models = pytest.mark.parametrize("model", SECTIONS)
 
 
 def params(ratio: float = 4, **changes) -> EncodingParams:
@@ -50,8 +54,8 @@ def header_of(stream: bytes) -> Header:
     return read_stream(stream, max_decoded_bytes=LIMIT)
 
 
-def tree_of(stream: bytes) -> bytes:
-    return bytes(header_of(stream).sections[Section.TREE])
+def body_of(stream: bytes, section: Section) -> bytes:
+    return bytes(header_of(stream).sections[section])
 
 
 def signed(content: bytes | bytearray) -> bytes:
@@ -60,10 +64,10 @@ def signed(content: bytes | bytearray) -> bytes:
     return content + struct.pack("<I", google_crc32c.value(content))
 
 
-def with_tree(stream: bytes, body: bytes) -> bytes:
-    """The stream with another tree section, everything else consistent."""
+def with_section(stream: bytes, section: Section, body: bytes) -> bytes:
+    """The stream with another body of a section, everything else consistent."""
     header = header_of(stream)
-    sections = {**header.sections, Section.TREE: body}
+    sections = {**header.sections, section: body}
     return write_stream(Header(header.info, header.psnr, header.max_error, sections))
 
 
@@ -114,40 +118,46 @@ def assert_exact_facts(found: np.ndarray, array: np.ndarray, stream: bytes) -> N
 class TestPromise:
     """Bytes at most raw bytes / ratio, for any chunk at all, or an error that says what can be."""
 
-    @settings(max_examples=150)
-    @given(strategies.arrays(max_voxels=900), st.floats(1.01, 40))
-    @example(np.array([1.0, 2.0]), 1.01)
-    @example(np.arange(5000, dtype=">i2"), 40.0)
-    def test_every_chunk(self, array, ratio):
+    @both_models
+    @settings(max_examples=100)
+    @given(array=strategies.arrays(max_voxels=900), ratio=st.floats(1.01, 40))
+    @example(array=np.array([1.0, 2.0]), ratio=1.01)
+    @example(array=np.arange(5000, dtype=">i2"), ratio=40.0)
+    def test_every_chunk(self, model, array, ratio):
         before = array.copy()
         try:
-            stream = encode_chunk(array, params(ratio))
+            stream = encode_chunk(array, params(ratio, model=model))
         except TargetError as error:
             possible = float(str(error).split("largest possible ratio for it is ")[1].split(";")[0])
             assert possible < ratio
             if possible <= 1:
                 return
-            stream = encode_chunk(array, params(possible))
+            stream = encode_chunk(array, params(possible, model=model))
             assert len(stream) * possible <= array.nbytes
         else:
             assert len(stream) * ratio <= array.nbytes
         assert array.tobytes() == before.tobytes()
         assert_exact_facts(decode_chunk(stream), array, stream)
 
+    @pytest.mark.parametrize("model", ["auto", *SECTIONS])
     @settings(max_examples=40)
-    @given(st.integers(2, 400), st.integers(1, 30), st.sampled_from(["u1", ">f8", "<i2"]))
-    def test_the_edge_of_what_is_possible(self, voxels, slack, dtype):
+    @given(
+        voxels=st.integers(2, 400),
+        slack=st.integers(1, 30),
+        dtype=st.sampled_from(["u1", ">f8", "<i2"]),
+    )
+    def test_the_edge_of_what_is_possible(self, model, voxels, slack, dtype):
         rng = np.random.default_rng(voxels)
         array = rng.integers(0, 100, voxels).astype(dtype)
         assume(array.min() < array.max())
         with pytest.raises(TargetError) as caught:
-            encode_chunk(array, params(100_000))
+            encode_chunk(array, params(100_000, model=model))
         possible = float(str(caught.value).split(" for it is ")[1].split(";")[0])
         assume(possible > 1.001)
-        stream = encode_chunk(array, params(possible))
+        stream = encode_chunk(array, params(possible, model=model))
         assert len(stream) * possible <= array.nbytes
         lower = max(1.0001, possible - slack / 50)
-        assert len(encode_chunk(array, params(lower))) * lower <= array.nbytes
+        assert len(encode_chunk(array, params(lower, model=model))) * lower <= array.nbytes
 
     @settings(max_examples=25)
     @given(strategies.arrays(max_voxels=500, max_ndim=4), st.data())
@@ -155,6 +165,7 @@ class TestPromise:
         levels = data.draw(st.sampled_from(["auto", 1, 2, 3, 6]))
         chosen = params(
             2,
+            model="tree",
             levels=levels,
             layers=data.draw(st.sampled_from(["auto", 1, 3, 8])),
             node_split=data.draw(st.sampled_from(["auto", "equal", "aoi", "variance"])),
@@ -185,38 +196,52 @@ class TestPromise:
 
 
 class TestQuality:
-    def test_a_smooth_volume(self):
+    @both_models
+    def test_a_smooth_volume(self, model):
         array = smooth_volume((24, 24, 24))
-        stream = encode_chunk(array, params(16, effort=1))
+        stream = encode_chunk(array, params(16, effort=1, model=model))
         assert len(stream) * 16 <= array.nbytes
         header = header_of(stream)
         # A trilinear ramp between the corners of such a volume gives about 20 dB.
         assert header.psnr > 35
         assert_exact_facts(decode_chunk(stream), array, stream)
 
+    @both_models
     @pytest.mark.parametrize("shape", [(6000,), (60, 50), (2, 12, 12, 12)])
-    def test_lines_planes_and_batches(self, shape):
+    def test_lines_planes_and_batches(self, shape, model):
         array = smooth_volume(shape)
-        stream = encode_chunk(array, params(16, effort=1))
+        stream = encode_chunk(array, params(16, effort=1, model=model))
         assert len(stream) * 16 <= array.nbytes
         assert header_of(stream).psnr > 25
 
-    def test_more_bytes_help(self):
+    @both_models
+    def test_more_bytes_help(self, model):
         rng = np.random.default_rng(0)
         array = smooth_volume((20, 20, 20)) + rng.normal(0, 0.5, (20, 20, 20)).astype("f4")
         array += 20 * np.sin(np.arange(20) * 1.3).astype("f4")
-        few, many = (header_of(encode_chunk(array, params(r, effort=1))) for r in (64, 8))
+        few, many = (
+            header_of(encode_chunk(array, params(r, effort=1, model=model))) for r in (64, 8)
+        )
         assert many.psnr > few.psnr + 3
 
     @pytest.mark.slow
     @pytest.mark.parametrize("ratio", [64, 256])
     @pytest.mark.parametrize("dtype", ["<u2", "<f4", "u1"])
-    def test_the_budget_is_used(self, ratio, dtype):
+    def test_a_tree_uses_its_budget(self, ratio, dtype):
         rng = np.random.default_rng(0)
         volume = smooth_volume((64, 64, 64)) + rng.normal(0, 3, (64, 64, 64)).astype("f4")
         array = volume.clip(0, 250).astype(dtype)
-        stream = encode_chunk(array, params(ratio))
+        stream = encode_chunk(array, params(ratio, model="tree"))
         assert 0.97 <= len(stream) * ratio / array.nbytes <= 1
+
+    @pytest.mark.parametrize("ratio", [4, 16, 64, 256])
+    @pytest.mark.parametrize("dtype", ["<u2", "<f4", "u1"])
+    def test_features_use_their_budget(self, ratio, dtype):
+        array = brain(48).astype(dtype)
+        stream = encode_chunk(array, params(ratio))
+        assert Section.FEATURES in header_of(stream).sections
+        # A step changes the size by 1 to 2 %, the coder's words by up to 4 bytes.
+        assert 0.975 * array.nbytes / ratio - 4 <= len(stream) <= array.nbytes / ratio
 
 
 @pytest.mark.usefixtures("short_fits")
@@ -249,10 +274,11 @@ class TestSpecialChunks:
         found = decode_chunk(encode_chunk(array, params(20)))
         np.testing.assert_array_equal(found, array)
 
-    def test_two_finite_values_among_nan(self):
+    @both_models
+    def test_two_finite_values_among_nan(self, model):
         array = np.full((9, 8, 7), np.nan, "<f4")
         array[3, 3, 3], array[5, 5, 5] = -2.5, 4
-        stream = encode_chunk(array, params(8))
+        stream = encode_chunk(array, params(8, model=model))
         assert_exact_facts(decode_chunk(stream), array, stream)
 
     @pytest.mark.parametrize("shape", [(1,), (1, 1, 1), (1, 1, 1, 1, 1)])
@@ -260,17 +286,19 @@ class TestSpecialChunks:
         with pytest.raises(TargetError, match="larger chunks"):
             encode_chunk(np.full(shape, 3.25, "<f8"), params(1.01))
 
-    def test_two_values_differing_in_the_last_bit(self):
+    @both_models
+    def test_two_values_differing_in_the_last_bit(self, model):
         low = np.float64(1.0)
         array = np.where(np.arange(900).reshape(9, 10, 10) % 2, low, np.nextafter(low, 2))
-        stream = encode_chunk(array, params(8))
+        stream = encode_chunk(array, params(8, model=model))
         assert_exact_facts(decode_chunk(stream), array, stream)
 
-    def test_extremes_of_float64(self):
+    @both_models
+    def test_extremes_of_float64(self, model):
         rng = np.random.default_rng(0)
         top = np.finfo("f8").max
         array = rng.choice([-top, top, 0.0], (10, 10, 10))
-        stream = encode_chunk(array, params(8))
+        stream = encode_chunk(array, params(8, model=model))
         found = decode_chunk(stream)
         assert np.isfinite(found).all()
         assert_exact_facts(found, array, stream)
@@ -298,22 +326,24 @@ class TestSpecialChunks:
         with pytest.raises(UnsupportedDataError):
             encode_chunk(array, QUICK)
 
-    def test_edge_chunks_cost_what_their_inside_costs(self):
+    @both_models
+    def test_edge_chunks_cost_what_their_inside_costs(self, model):
         array = np.full((32, 32, 32), 9999, "<u2")
         array[:10, :, :7] = smooth_volume((10, 32, 7))
-        stream = encode_chunk(array, params(40))
+        stream = encode_chunk(array, params(40, model=model))
         info = header_of(stream).info
         assert info.valid_extent == (10, 32, 7)
         assert_exact_facts(decode_chunk(stream), array, stream)
 
     @pytest.mark.parametrize("shape", [(3, 8, 8, 8), (2, 3, 6, 7, 5), (1, 1, 9, 9, 9)])
     @pytest.mark.parametrize("order", "CF")
-    def test_batches(self, shape, order):
+    @both_models
+    def test_batches(self, shape, order, model):
         rng = np.random.default_rng(0)
         array = np.asarray(rng.integers(0, 50, shape).astype("<i2"), order=order)
         array = np.asarray(array + np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) * 100,
                            order=order).astype("<i2", order=order)  # fmt: skip
-        stream = encode_chunk(array, params(3))
+        stream = encode_chunk(array, params(3, model=model))
         found = decode_chunk(stream)
         assert_exact_facts(found, array, stream)
         # Every volume has an offset of its own, so that steps between them cost nothing.
@@ -321,10 +351,11 @@ class TestSpecialChunks:
         found_means = found.reshape(math.prod(shape[:-3]), -1).mean(axis=1)
         np.testing.assert_allclose(found_means, means, atol=20)
 
-    def test_a_constant_volume_among_others(self):
+    @both_models
+    def test_a_constant_volume_among_others(self, model):
         array = smooth_volume((3, 8, 8, 8))
         array[1] = 42
-        stream = encode_chunk(array, params(4))
+        stream = encode_chunk(array, params(4, model=model))
         found = decode_chunk(stream)
         np.testing.assert_allclose(found[1], 42, atol=1e-4)
 
@@ -362,20 +393,28 @@ class TestInputs:
         flipped = np.ascontiguousarray(array[::-1])
         assert encode_chunk(flipped[::-1], QUICK) == encode_chunk(array, QUICK)
 
-    def test_layout_changes_only_the_header(self):
-        array = smooth_volume((12, 10, 11))
-        expected = tree_of(encode_chunk(array, QUICK))
-        assert tree_of(encode_chunk(np.asfortranarray(array), QUICK)) == expected
-        assert tree_of(encode_chunk(array.astype(">f4"), QUICK)) == expected
+    @both_models
+    def test_layout_changes_only_the_header(self, model):
+        array, section = smooth_volume((12, 10, 11)), SECTIONS[model]
+        expected = body_of(encode_chunk(array, params(model=model)), section)
+        for other in (np.asfortranarray(array), array.astype(">f4")):
+            assert body_of(encode_chunk(other, params(model=model)), section) == expected
 
 
 class TestRepeatability:
-    def test_the_same_chunk_gives_the_same_bytes(self):
-        array = smooth_volume((12, 12, 12))
-        assert encode_chunk(array, QUICK) == encode_chunk(array.copy(), QUICK)
-        assert encode_chunk(array, QUICK) != encode_chunk(array, params(4, seed=1))
+    @both_models
+    def test_the_same_chunk_gives_the_same_bytes(self, model):
+        array, chosen = smooth_volume((12, 12, 12)), params(model=model)
+        assert encode_chunk(array, chosen) == encode_chunk(array.copy(), chosen)
 
-    def test_many_at_once_are_as_one_by_one(self):
+    def test_a_seed_gives_another_tree(self):
+        array = smooth_volume((12, 12, 12))
+        one, other = (encode_chunk(array, params(model="tree", seed=seed)) for seed in (0, 1))
+        assert one != other
+
+    @pytest.mark.parametrize("model", ["auto", "tree"])
+    def test_many_at_once_are_as_one_by_one(self, model):
+        chosen = params(model=model)
         rng = np.random.default_rng(0)
         arrays = [smooth_volume((12, 12, 12)) * scale for scale in (1, 3)]
         arrays.append(rng.integers(0, 9, (12, 12, 12)).astype("u1"))
@@ -383,9 +422,9 @@ class TestRepeatability:
         arrays.append(np.full((12, 12, 12), 5, "f4"))
         arrays.append(np.where(arrays[0] > 50, np.nan, arrays[0]).astype("f4"))
         arrays.append(smooth_volume((2, 8, 8, 8), "<f8", "F"))
-        together = encode_chunks(arrays, QUICK)
+        together = encode_chunks(arrays, chosen)
         assert len(together) == len(arrays)
-        assert together == [encode_chunk(array, QUICK) for array in arrays]
+        assert together == [encode_chunk(array, chosen) for array in arrays]
         for found, array, stream in zip(decode_chunks(together), arrays, together, strict=True):
             assert_exact_facts(found, array, stream)
             np.testing.assert_array_equal(found, decode_chunk(stream))
@@ -394,21 +433,38 @@ class TestRepeatability:
         assert encode_chunks([], QUICK) == []
         assert decode_chunks([]) == []
 
-    @pytest.mark.parametrize("threads", [1, 2, 5])
-    def test_threads_change_no_byte(self, threads):
-        arrays = [smooth_volume((16, 16, 16)), smooth_volume((2, 8, 8, 8))]
+    @pytest.mark.parametrize("threads", [2, 5])
+    @pytest.mark.parametrize(
+        "chosen",
+        [
+            params(model="tree"),
+            params(model="features"),
+            EncodingParams(psnr=50, effort=0),
+            EncodingParams(max_error=0.5, effort=0),
+        ],
+        ids=lambda chosen: next(iter(chosen.to_config())) + chosen.model,
+    )
+    def test_threads_change_no_byte(self, threads, chosen):
+        arrays = [smooth_volume((16, 16, 16)), smooth_volume((2, 8, 8, 8)), brain(64)]
+        if chosen.model == "tree":
+            del arrays[2]
         with config.set(threads=1):
-            expected = encode_chunks(arrays, QUICK)
+            expected = encode_chunks(arrays, chosen)
+            voxels = decode_chunks(expected)
         with config.set(threads=threads):
-            assert encode_chunks(arrays, QUICK) == expected
+            assert encode_chunks(arrays, chosen) == expected
+            for one, other in zip(decode_chunks(expected), voxels, strict=True):
+                np.testing.assert_array_equal(one, other)
 
-    def test_calls_from_many_threads(self):
+    @both_models
+    def test_calls_from_many_threads(self, model):
+        chosen = params(model=model)
         arrays = [smooth_volume((10, 10, 10 + i)) for i in range(4)]
-        expected = [encode_chunk(array, QUICK) for array in arrays]
+        expected = [encode_chunk(array, chosen) for array in arrays]
         streams = [b""] * 4
 
         def work(i: int) -> None:
-            streams[i] = encode_chunk(arrays[i], QUICK)
+            streams[i] = encode_chunk(arrays[i], chosen)
             decode_chunk(streams[i])
 
         workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
@@ -418,34 +474,62 @@ class TestRepeatability:
             worker.join()
         assert streams == expected
 
-    def test_voxels_are_those_of_the_second_reader(self):
-        for shape in ((14, 9, 17), (2, 9, 9, 9), (50, 23), (300,)):
-            array = smooth_volume(shape)
-            stream = encode_chunk(array, params(6))
-            header = header_of(stream)
-            volumes, z, y, x = header.info.batched_shape
-            t = tree_reference.decode(tree_of(stream), (z, y, x), volumes).clip(0, 1)
-            low, span = float(array.min()), float(np.ptp(array))
-            found = (decode_chunk(stream).reshape(t.shape).astype("f8") - low) / span
-            np.testing.assert_allclose(found, t, rtol=0, atol=1e-5)
+    @pytest.mark.parametrize("shape", [(14, 9, 17), (2, 9, 9, 9), (50, 23), (300,)])
+    @both_models
+    def test_voxels_are_those_of_the_second_reader(self, shape, model):
+        array = smooth_volume(shape)
+        stream = encode_chunk(array, params(6, model=model))
+        body = body_of(stream, SECTIONS[model])
+        volumes, z, y, x = header_of(stream).info.batched_shape
+        if model == "tree":
+            t = tree_reference.decode(body, (z, y, x), volumes)
+        else:
+            t = features_reference.values_of(features_reference.read(body, (z, y, x), volumes))
+        low, span = float(array.min()), float(np.ptp(array))
+        found = (decode_chunk(stream).reshape(t.shape).astype("f8") - low) / span
+        np.testing.assert_allclose(found, t.clip(0, 1), rtol=0, atol=1e-5)
 
-    def test_unavailable_targets(self):
-        with pytest.raises(ConfigError):
-            EncodingParams(psnr=40)
+
+KINDS = {
+    "tree": {Section.TREE},
+    "features": {Section.FEATURES},
+    "shared": {Section.TREE, Section.FEATURES},
+    "corrected": {Section.FEATURES, Section.CORRECTIONS},
+}
 
 
-@pytest.fixture(scope="module")
-def sample() -> tuple[bytes, np.ndarray]:
-    """A stream with padding, mask and tree, and what it decodes to."""
+@pytest.fixture(scope="module", params=KINDS, ids=list(KINDS))
+def sample(request) -> tuple[bytes, np.ndarray]:
+    """A stream with padding, mask and models of one kind, and what it decodes to."""
     array = smooth_volume((12, 14, 10))
     array[:, 3:5, 2:4] = np.nan
     array[0, 0, 0] = np.inf
     array[:, 12:] = -7.5
-    stream = encode_chunk(array, params(6))
+    tree, features = (encode_chunk(array, params(12, model=model)) for model in SECTIONS)
+    corrected = encode_chunk(array, EncodingParams(max_error=1.5, effort=0))
+    shared = {**header_of(tree).sections, **header_of(features).sections}
+    streams = {
+        "tree": tree,
+        "features": features,
+        # Their sum stands for no data, but it is as good a stream as any.
+        "shared": write_stream(Header(header_of(tree).info, 10.0, 50.0, shared)),
+        "corrected": corrected,
+    }
+    stream = streams[request.param]
     header = header_of(stream)
-    assert set(header.sections) == {Section.MASK, Section.TREE}
+    assert set(header.sections) == {Section.MASK} | KINDS[request.param]
     assert header.info.has_padding
     return stream, decode_chunk(stream)
+
+
+def assert_within_range(found: np.ndarray, expected: np.ndarray, header: Header) -> None:
+    """What holds of whatever a damaged model section decodes to."""
+    assert_same_layout(found, expected)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    inside = found[header.info.valid_slices]
+    inside = inside[np.isfinite(inside)]
+    assert inside.min() >= header.info.value_min
+    assert inside.max() <= header.info.value_max
 
 
 class TestDamage:
@@ -490,7 +574,8 @@ class TestDamage:
         stream, expected = sample
         survivors = 0
         for position in range(len(stream) - 4):
-            for bits in (0xFF, 1 << position % 8):
+            # All eight bits and one of them by turns.
+            for bits in (0xFF if position % 2 else 1 << position % 8,):
                 damaged = bytearray(stream)
                 damaged[position] ^= bits
                 damaged = signed(damaged)
@@ -509,11 +594,13 @@ class TestDamage:
         assert survivors > 10
         assert expected.shape == (12, 14, 10)
 
-    @settings(max_examples=150)
-    @given(st.data())
-    def test_mutated_trees(self, sample, data):
+    @settings(max_examples=80)
+    @given(data=st.data())
+    def test_mutated_models(self, sample, data):
         stream, expected = sample
-        body = bytearray(tree_of(stream))
+        header = header_of(stream)
+        section = data.draw(st.sampled_from(sorted(set(header.sections) - {Section.MASK})))
+        body = bytearray(header.sections[section])
         for _ in range(data.draw(st.integers(1, 8))):
             start = data.draw(st.integers(0, len(body)))
             kind = data.draw(st.sampled_from(["set", "cut", "insert", "repeat"]))
@@ -527,16 +614,10 @@ class TestDamage:
                 body[start:start] = body[start : start + 9]
         assume(body)
         try:
-            found = decode_chunk(with_tree(stream, bytes(body)))
+            found = decode_chunk(with_section(stream, section, bytes(body)))
         except FormatError:
             return
-        assert_same_layout(found, expected)
-        np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
-        finite = np.isfinite(found)
-        info = header_of(stream).info
-        inside = finite[info.valid_slices]
-        assert found[info.valid_slices][inside].min() >= info.value_min
-        assert found[info.valid_slices][inside].max() <= info.value_max
+        assert_within_range(found, expected, header)
 
     def test_a_mask_of_another_chunk(self, sample):
         stream, _ = sample
@@ -548,6 +629,20 @@ class TestDamage:
                 assert decode_chunk(other).shape == (12, 14, 10)
             except FormatError:
                 continue
+
+    def test_models_of_another_chunk(self, sample):
+        """Sections that are intact, but of a chunk of other axes."""
+        header = header_of(sample[0])
+        sections = {k: v for k, v in header.sections.items() if k != Section.MASK}
+        for shape in ((14, 12, 10), (2, 12, 12, 10), (12 * 12 * 10,), (3, 3), (1, 1, 2)):
+            info = replace(header.info, shape=shape, valid_extent=shape, pad_value=None)
+            try:
+                found = decode_chunk(write_stream(Header(info, 1.0, 1.0, sections)))
+            except FormatError:
+                continue
+            assert found.shape == shape
+            assert found.min() >= header.info.value_min
+            assert found.max() <= header.info.value_max
 
 
 class TestHugeClaims:
@@ -579,15 +674,49 @@ class TestHugeClaims:
         assert self.peak_of(stream) < 10**6
 
     @pytest.mark.parametrize("shape", [(1000, 1000, 1000), (2**29, 1, 1, 1), (2**29,)])
-    def test_below_the_limit_with_a_body_that_cannot_be(self, sample, shape):
-        # The mask's length contradicts the shape; classes take one byte per voxel at most.
-        header = header_of(sample[0])
-        sections = {Section.TREE: header.sections[Section.TREE]}
-        info = replace(header.info, shape=shape, valid_extent=shape, pad_value=None)
-        body = bytearray(sections[Section.TREE])
+    def test_a_tree_below_the_limit_that_cannot_be(self, shape):
+        stream = encode_chunk(smooth_volume((12, 12, 10)), params(12, model="tree"))
+        body = bytearray(body_of(stream, Section.TREE))
         body[0] = 7
-        stream = write_stream(Header(info, 1.0, 1.0, {Section.TREE: bytes(body)}))
-        assert self.peak_of(stream) < 10**6
+        info = replace(header_of(stream).info, shape=shape, valid_extent=shape)
+        claim = write_stream(Header(info, 1.0, 1.0, {Section.TREE: bytes(body)}))
+        assert self.peak_of(claim) < 10**6
+
+    def test_more_volumes_than_features_have_bytes(self):
+        stream = encode_chunk(smooth_volume((12, 12, 10)), params(12, model="features"))
+        shape = (2**13, 2**13, 1, 1, 8)
+        info = replace(header_of(stream).info, shape=shape, valid_extent=shape)
+        sections = header_of(stream).sections
+        assert self.peak_of(write_stream(Header(info, 1.0, 1.0, sections))) < 10**6
+
+    # Lines and planes pay for the margins of their bands.
+    @pytest.mark.parametrize(
+        ("shape", "most"), [((128, 128, 128), 24), ((2, 600, 600), 40), ((2**19,), 200)]
+    )
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_memory_for_features_is_bounded_by_the_voxels(self, shape, most, damaged):
+        """Whatever the stream says: zeros take no bytes, so that few bytes may say much."""
+        info, _ = analyse(smooth_volume((9, 9), "u1"))
+        info = replace(info, shape=shape, valid_extent=shape)
+        values = np.zeros(info.batched_shape, np.float32)
+        fit = FeatureFit(FeatureTarget(values, None), 1)
+        features, _ = fit.quantise(0)
+        body = fit.write(features)
+        assert len(body) < 20
+        if damaged:
+            body = body[:-1] + b"\x04" + b"\x5a" * 4
+        stream = write_stream(Header(info, 1.0, 1.0, {Section.FEATURES: body}))
+        tracemalloc.start()
+        try:
+            if damaged:
+                with pytest.raises(FormatError):
+                    decode_chunk(stream)
+            else:
+                assert (decode_chunk(stream) == info.value_min).all()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < most * math.prod(shape)
 
     def test_the_limit_is_configurable(self, sample):
         stream, expected = sample
@@ -599,9 +728,10 @@ class TestHugeClaims:
     def test_many_parameters_in_few_bytes(self):
         """Tensors of zeros take no bytes, but are bounded by the chunk's voxels."""
         array = smooth_volume((16, 16, 16), "u1")
-        stream = encode_chunk(array, QUICK)
+        stream = encode_chunk(array, params(model="tree"))
         head = struct.pack("<3Bf2B", 2, 8, 8, 1.0, 255, 255) + struct.pack("<ff", 0.5, 0.5)
         body = head + b"\0\0\0\0" * 34
+        claim = with_section(stream, Section.TREE, body)
         with pytest.raises(CorruptStreamError, match="parameters"):
-            decode_chunk(with_tree(stream, body))
-        assert self.peak_of(with_tree(stream, body)) < 10**6
+            decode_chunk(claim)
+        assert self.peak_of(claim) < 10**6

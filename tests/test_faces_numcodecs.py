@@ -13,6 +13,8 @@ CODECS = [
     TINC(ratio=64),
     TINC(ratio=12.5, effort=9, seed=3),
     TINC(ratio=64, levels=2, layers=[1, 2], level_split=[3, 1.5], w0=12, node_split="aoi"),
+    TINC(psnr=45.5, model="features"),
+    TINC(max_error=0, model="tree", levels=3),
 ]
 
 
@@ -71,7 +73,9 @@ def test_a_codec_cannot_be_changed():
         ({}, "exactly one of ratio, psnr, max_error"),
         ({"ratio": 1}, "ratio=1"),
         ({"ratio": 64, "max_error": 1}, "found ratio and max_error"),
-        ({"psnr": 40}, "not available yet"),
+        ({"psnr": 0}, "psnr=0"),
+        ({"max_error": -1}, "max_error=-1"),
+        ({"ratio": 64, "model": "wavelet"}, "model='wavelet'"),
         ({"ratio": 64, "effort": 10}, "effort=10"),
     ],
 )

@@ -5,62 +5,68 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import tree_reference
+from tests import features_reference, tree_reference
 from tinc_codec import config
-from tinc_codec.bitstream.header import read_stream
+from tinc_codec.bitstream.header import Header, read_stream
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import decode_chunk
+from tinc_codec.entropy.bands import LowPass
 from tinc_codec.entropy.weights import decode_symbols
+from tinc_codec.model.features import read_features, write_features
 from tinc_codec.model.section import read_tree, write_tree
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = {
-    "1.0": (
-        "uint8",
-        "int16-odd",
-        "float32-nan",
-        "big-endian-f-order",
-        "four-axes",
-        "plane",
-        "line",
-        "float16-padded",
-        "uint16-edge",
-        "unequal-nodes",
-        "three-levels",
-        "constant",
-        "all-nan",
-    )
-}
-CASES = [(version, name) for version, names in NAMES.items() for name in names]
-# docs/format.md §7.6, as a part of the value range.
-TOLERANCE = 2.0**-14
 LAYOUTS = {
-    "uint8": "|u1", "int16-odd": "<i2", "float32-nan": "<f4", "big-endian-f-order": ">f4",
-    "four-axes": "<u2", "plane": "<f8", "line": ">i4", "float16-padded": "<f2",
-    "uint16-edge": "<u2", "unequal-nodes": "<f4", "three-levels": "<i4", "constant": "<f8",
-    "all-nan": "<f4",
+    "1.0": {
+        "uint8": "|u1", "int16-odd": "<i2", "float32-nan": "<f4", "big-endian-f-order": ">f4",
+        "four-axes": "<u2", "plane": "<f8", "line": ">i4", "float16-padded": "<f2",
+        "uint16-edge": "<u2", "unequal-nodes": "<f4", "three-levels": "<i4", "constant": "<f8",
+        "all-nan": "<f4",
+    },
+    "1.1": {
+        "uint8": "|u1", "blocked-bands": "|u1", "int16-odd": "<i2", "float32-nan": "<f4",
+        "big-endian-f-order": ">f4", "four-axes": "<u2", "five-axes-blocked": "<i2",
+        "plane": "<f8", "line": ">i4", "no-levels": "<f4", "float16-padded": "<f2",
+        "uint16-edge": "<u2", "large-symbols": "<i4", "centroids-and-shifts": "<f4",
+        "largest-shifts": "<f4", "tree-and-features": "|u1", "tree-and-features-batch": ">u2",
+    },
 }  # fmt: skip
+CASES = [(version, name) for version, layouts in LAYOUTS.items() for name in layouts]
+# docs/format.md §7.6 and §9.5, as a part of the value range.
+TREE_TOLERANCE = 2.0**-14
+FEATURES_TOLERANCE = 2.0**-17
 
 
-def load(version: str, name: str) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """Stream, symbols and voxels; a missing file is a failure."""
+def load(version: str, name: str) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Stream and what it holds: symbols by section, and voxels. A missing file is a failure."""
     stream = (GOLDEN / version / f"{name}.tinc").read_bytes()
-    with np.load(GOLDEN / version / f"{name}.npz") as kept:
-        return stream, kept["symbols"], kept["voxels"]
+    with np.load(GOLDEN / version / f"{name}.npz") as archive:
+        kept = dict(archive)
+    if version == "1.0":
+        kept["tree"] = kept.pop("symbols")
+    return stream, kept
 
 
-def assert_voxels(found: np.ndarray, expected: np.ndarray) -> None:
+def read(stream: bytes) -> Header:
+    return read_stream(stream, max_decoded_bytes=1 << 30)
+
+
+def assert_voxels(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
     """Same bits where not finite, else within the tolerance, and one step of an integer."""
     finite = np.isfinite(expected.astype("f8"))
     np.testing.assert_array_equal(found[~finite], expected[~finite])
     a, b = found[finite].astype("f8"), expected[finite].astype("f8")
     if a.size:
-        allowed = TOLERANCE * np.ptp(b)
+        allowed = tolerance * np.ptp(b)
         if expected.dtype.kind in "iu":
             allowed += 1
-        elif expected.dtype.itemsize == 2:
+        elif expected.dtype.itemsize < 8:
             allowed += float(np.spacing(np.abs(expected[finite]).max()))
         assert np.abs(a - b).max() <= allowed
+
+
+def tolerance_of(header: Header) -> float:
+    return TREE_TOLERANCE if Section.TREE in header.sections else FEATURES_TOLERANCE
 
 
 def test_no_file_is_left_out():
@@ -74,44 +80,101 @@ def test_no_file_is_left_out():
 
 @pytest.mark.parametrize(("version", "name"), CASES)
 class TestGolden:
-    def test_symbols_are_exact(self, version, name):
-        stream, symbols, _ = load(version, name)
-        header = read_stream(stream, max_decoded_bytes=1 << 30)
+    def test_the_version_is_the_directory(self, version, name):
+        stream, _ = load(version, name)
+        assert read(stream).version == tuple(map(int, version.split(".")))
+
+    def test_tree_symbols_are_exact(self, version, name):
+        stream, kept = load(version, name)
+        header = read(stream)
         if Section.TREE not in header.sections:
-            assert symbols.size == 0
+            assert kept.get("tree", np.zeros(0)).size == 0
             return
         volumes, z, y, x = header.info.batched_shape
         body = bytes(header.sections[Section.TREE])
         section = read_tree(body, (z, y, x), volumes)
         sizes = [volumes * (tensor.stop - tensor.start) for tensor in section.shape.tensors]
         found = decode_symbols(section.coded, sizes, section.models)
-        np.testing.assert_array_equal(np.concatenate(found), symbols)
+        np.testing.assert_array_equal(np.concatenate(found), kept["tree"])
         assert write_tree(section) == body
 
+    def test_features_are_exact(self, version, name):
+        stream, kept = load(version, name)
+        header = read(stream)
+        assert (Section.FEATURES in header.sections) == ("features" in kept)
+        if "features" not in kept:
+            return
+        volumes, z, y, x = header.info.batched_shape
+        body = bytes(header.sections[Section.FEATURES])
+        found = read_features(body, (z, y, x), volumes)
+        np.testing.assert_array_equal(found.symbols, kept["features"])
+        corners = features_reference.read(body, (z, y, x), volumes).corners
+        assert write_features(found, [LowPass(*corner) for corner in corners]) == body
+
     def test_voxels(self, version, name):
-        stream, _, voxels = load(version, name)
+        stream, kept = load(version, name)
+        voxels = kept["voxels"]
         with config.set(device="cpu"):
             found = decode_chunk(stream)
         assert found.shape == voxels.shape
-        assert found.dtype.str == LAYOUTS[name]
+        assert found.dtype.str == LAYOUTS[version][name]
         assert found.flags.f_contiguous == (found.ndim < 2 or name == "big-endian-f-order")
-        assert_voxels(found, voxels)
+        assert_voxels(found, voxels, tolerance_of(read(stream)))
 
-    def test_the_second_reader(self, version, name):
-        stream, symbols, voxels = load(version, name)
-        header = read_stream(stream, max_decoded_bytes=1 << 30)
-        if Section.TREE not in header.sections:
-            return
+    def test_the_second_readers(self, version, name):
+        stream, kept = load(version, name)
+        header = read(stream)
         info = header.info
         volumes, z, y, x = info.batched_shape
-        body = bytes(header.sections[Section.TREE])
-        tree = tree_reference.read(body, (z, y, x), volumes)
-        assert [n for tensor in tree.symbols for n in tensor] == symbols.tolist()
-        t = tree_reference.decode(body, (z, y, x), volumes).clip(0, 1)
+        t = np.zeros(info.batched_shape)
+        models = 0
+        if Section.TREE in header.sections:
+            body = bytes(header.sections[Section.TREE])
+            tree = tree_reference.read(body, (z, y, x), volumes)
+            assert [n for tensor in tree.symbols for n in tensor] == kept["tree"].tolist()
+            t += tree_reference.decode(body, (z, y, x), volumes)
+            models += 1
+        if Section.FEATURES in header.sections:
+            body = bytes(header.sections[Section.FEATURES])
+            features = features_reference.read(body, (z, y, x), volumes)
+            np.testing.assert_array_equal(features.symbols, kept["features"])
+            t += features_reference.values_of(features)
+            models += 1
+        if models == 0:
+            return
         low, high = float(info.value_min), float(info.value_max)
-        values = (low + t * (high - low)).reshape(info.valid_extent)
-        expected = voxels[info.valid_slices]
+        values = (low + t.clip(0, 1) * (high - low)).reshape(info.valid_extent)
+        expected = kept["voxels"][info.valid_slices]
         finite = np.isfinite(expected.astype("f8"))
         if info.dtype.kind in "iu":
             values = np.rint(values)
-        assert_voxels(values.astype(info.dtype)[finite], expected[finite])
+        assert_voxels(values.astype(info.dtype)[finite], expected[finite], tolerance_of(header))
+
+
+def test_the_streams_hold_what_their_names_say():
+    """What the second reader must have seen for its agreement to mean much."""
+    headers = {name: read(load("1.1", name)[0]) for name in LAYOUTS["1.1"]}
+    features = {}
+    for name, header in headers.items():
+        volumes, z, y, x = header.info.batched_shape
+        body = bytes(header.sections[Section.FEATURES])
+        features[name] = features_reference.read(body, (z, y, x), volumes)
+        assert (Section.TREE in header.sections) == name.startswith("tree")
+        assert (Section.MASK in header.sections) == (name == "float32-nan")
+    for name in ("blocked-bands", "five-axes-blocked"):
+        for volume in features[name].symbols:
+            band = volume[features[name].levels[0].bands[4]]
+            assert band.size >= 4096
+            present = features_reference.block_sums(np.abs(band), (4, 4, 4)) > 0
+            assert present.any()
+            assert name != "blocked-bands" or not present.all()
+    assert len(features["five-axes-blocked"].symbols) == 2
+    assert len(features["no-levels"].levels) == 0
+    assert np.abs(features["large-symbols"].symbols).max() > 1 << 16
+    assert features["largest-shifts"].centroids[0] == (127, -128)
+    shifts = {
+        name: {shift for row in features[name].shifts for shift in row.values()} for name in headers
+    }
+    assert shifts["largest-shifts"] >= {31, -31}
+    assert shifts["centroids-and-shifts"] >= {4, 0, -4}
+    assert shifts["uint8"] == {0}

@@ -20,8 +20,16 @@ def params(draw):
         layers = st.one_of(layers, st.lists(st.integers(1, 8), min_size=levels, max_size=levels))
         shares = st.floats(1e-300, 1e300)
         level_split = st.one_of(level_split, st.lists(shares, min_size=levels, max_size=levels))
+    target = draw(
+        st.one_of(
+            st.tuples(st.just("ratio"), st.floats(1, 100_000, exclude_min=True)),
+            st.tuples(st.just("psnr"), st.floats(0, 1e300, exclude_min=True)),
+            st.tuples(st.just("max_error"), st.floats(0, 1e308)),
+        )
+    )
     return EncodingParams(
-        ratio=draw(st.floats(1, 100_000, exclude_min=True)),
+        **dict([target]),
+        model=draw(st.sampled_from(["auto", "tree"])),
         effort=draw(st.integers(0, 9)),
         levels=levels,
         layers=draw(layers),
@@ -43,6 +51,10 @@ def test_json_and_pickle_round_trips_are_exact(original):
 
 def test_config_holds_only_what_differs_from_the_defaults():
     assert EncodingParams(ratio=64).to_config() == {"ratio": 64}
+    assert EncodingParams(psnr=45.5).to_config() == {"psnr": 45.5}
+    assert EncodingParams(max_error=0).to_config() == {"max_error": 0}
+    features = EncodingParams(ratio=64, model="features")
+    assert features.to_config() == {"ratio": 64, "model": "features"}
     chosen = EncodingParams(ratio=64, levels=2, layers=[1, 2], level_split=[3, 1], seed=7)
     assert chosen.to_config() == {
         "ratio": 64,
@@ -78,8 +90,10 @@ BAD = [
     ({"ratio": 10**400}, "ratio="),
     *(({"psnr": bad}, r"psnr=.* not a number finite and > 0") for bad in (0, -1, np.nan, np.inf)),
     *(({"max_error": bad}, r"max_error=.* finite and >= 0") for bad in (-1, np.nan, "1")),
-    ({"psnr": 40}, "psnr=40 is not available yet in this version; use ratio="),
-    ({"max_error": 0}, "max_error=0 is not available yet in this version; use ratio="),
+    ({"ratio": 8, "psnr": 40, "max_error": 1}, "found ratio and psnr and max_error"),
+    *(({"psnr": bad}, "psnr=") for bad in ("40", True, [40])),
+    *(({"max_error": bad}, "max_error=") for bad in (-1e-300, np.inf, True, [0])),
+    *(({"model": bad}, "model=.*auto, tree, features") for bad in ("Tree", "siren", None, True)),
     *(({"effort": bad}, "effort=.*0 to 9") for bad in (-1, 10, 1.0, True, "4", None, np.bool_(1))),
     *(({"levels": bad}, 'levels=.*1 to 6 or "auto"') for bad in (0, 7, 2.0, True, "Auto", None)),
     *(({"layers": bad}, "layers=") for bad in (0, 9, 1.5, "two", None, True)),

@@ -17,5 +17,5 @@ resolve test 3.11 --extra demo --extra test --extra test-stores --extra lint \
     --constraint requirements/bench.txt
 resolve run 3.11 --extra demo --constraint requirements/bench.txt
 resolve zarr2 3.11 --extra test --constraint requirements/zarr2.in
-# Without torch: its builds without CUDA are not everywhere, and reading needs none.
+# Without torch: its builds without CUDA are not everywhere, and effort 0 needs none.
 resolve zarr-newest 3.12 --extra test --constraint requirements/zarr-newest.in --no-emit-package torch

@@ -13,8 +13,8 @@ import pytest
 
 from tests.compat.others import exchange
 from tests.compat.read_store import check
-from tests.compat.write_store import ARRAYS, can_fit, volume, write
-from tests.faces import CHUNKS, CODEC, assert_close
+from tests.compat.write_store import ARRAYS, write
+from tests.faces import CHUNKS, CODEC, assert_close, smooth_volume
 
 zarr = pytest.importorskip("zarr")
 if tuple(map(int, zarr.__version__.split(".")[:2])) < (3, 2):
@@ -62,7 +62,7 @@ def test_reading_needs_no_import(tmp_path, zarr_format):
 def test_dask_and_xarray_have_their_doors(tmp_path, zarr_format):
     da = pytest.importorskip("dask.array")
     xr = pytest.importorskip("xarray")
-    original = volume("<f4", can_fit())
+    original = smooth_volume((20, 16, 16))
     dataset = xr.Dataset({"v": (("z", "y", "x"), original)})
     codecs = (
         {"compressors": CODEC} if zarr_format == 2 else {"serializer": CODEC, "compressors": None}

@@ -15,7 +15,6 @@ import zarr
 from tests.faces import CHUNKS, CODEC, smooth_volume
 
 ZARR_2 = zarr.__version__.startswith("2.")
-SHAPE = (20, 16, 16)
 ARRAYS = {
     2: {
         "f4-C": {"dtype": "<f4", "order": "C"},
@@ -43,34 +42,13 @@ def create(group, name, zarr_format, **options):
     return group.create_array(name, serializer=CODEC, compressors=None, **options)
 
 
-def can_fit() -> bool:
-    """Whether this environment encodes more than constant chunks: a fit may need torch."""
-    try:
-        CODEC.encode(smooth_volume(CHUNKS))
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        return False
-    return True
-
-
-def volume(dtype: str, fitted: bool) -> np.ndarray:
-    """Return a smooth volume, or where there is no fit one with a constant in each chunk."""
-    if fitted:
-        return smooth_volume(SHAPE, dtype)
-    plateaus = np.full(SHAPE, 3, dtype)
-    plateaus[CHUNKS[0] :] = 7
-    return plateaus
-
-
 def write(folder: Path, zarr_format: int = 2) -> None:
     """Write `store.zarr` and `expected.npz` into a folder."""
     options = {} if ZARR_2 else {"zarr_format": zarr_format}
     group = zarr.open_group(str(folder / "store.zarr"), mode="w", **options)
     expected = {}
-    fitted = can_fit()
     for name, settings in ARRAYS[zarr_format].items():
-        original = volume(settings["dtype"], fitted)
+        original = smooth_volume((20, 16, 16), settings["dtype"])
         fill_value = np.nan if original.dtype.kind == "f" else 0
         if original.dtype.kind == "f":
             original[2:5, 3:9, :] = np.nan

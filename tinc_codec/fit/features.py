@@ -343,9 +343,10 @@ def fit_to_bound(
             found[code] = size, features, values
         return found[code][0]
 
-    middle = fit.clip(step_code(_STEPS_PER_BOUND * max(max_error, 2.0**-22)))
+    starts = [fit.clip(step_code(steps * max(max_error, 2.0**-22))) for steps in _STEPS_PER_BOUND]
+    middle = min(starts, key=total)
     stride = 32
-    while len(found) < passes and stride >= 4:
+    while len(found) < len(starts) + passes and stride >= 4:
         codes = [fit.clip(middle + offset) for offset in (0, -stride, stride)]
         best = min(codes, key=total)
         if best == middle:
@@ -355,4 +356,8 @@ def fit_to_bound(
     return FeatureCode(fit.write(features), values)
 
 
-_STEPS_PER_BOUND = 2.0
+_STEPS_PER_BOUND = (2.5, 8.0)
+"""Mostly few voxels need a correction; on data that is empty but for some, coarse features and many
+corrections may be a second and better optimum."""
+BOUNDED_LMBDA = 0.2
+"""Squared steps that a bit is worth where corrections mend the worst errors."""

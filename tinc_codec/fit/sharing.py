@@ -10,6 +10,8 @@ from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
 from tinc_codec.fit.features import (
+    BOUNDED_LMBDA,
+    LMBDA,
     FeatureCode,
     FeatureFit,
     FeatureTarget,
@@ -24,7 +26,12 @@ from tinc_codec.model.evaluate import store_values
 from tinc_codec.model.features import TOLERANCE
 from tinc_codec.model.render import model_values, read_model
 from tinc_codec.params import EncodingParams
-from tinc_codec.quantise.corrections import Corrections, find_corrections, write_corrections
+from tinc_codec.quantise.corrections import (
+    Corrections,
+    find_corrections,
+    size_of,
+    write_corrections,
+)
 from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 
 PASSES_BY_EFFORT = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
@@ -67,7 +74,9 @@ class Work:
 
 def encode_features(work: Work, params: EncodingParams, threads: int) -> Sections | None:
     """Encode a chunk as features alone; None where they cannot be short or fine enough."""
-    fit = FeatureFit(FeatureTarget(work.values, demands_of(work.values, work.classes)), threads)
+    lmbda = LMBDA if params.max_error is None else BOUNDED_LMBDA
+    target = FeatureTarget(work.values, demands_of(work.values, work.classes))
+    fit = FeatureFit(target, threads, lmbda)
     passes = PASSES_BY_EFFORT[params.effort]
     code: FeatureCode | None
     if params.ratio is not None:
@@ -100,12 +109,12 @@ def _bounded(work: Work, fit: FeatureFit, max_error: float, passes: int) -> Sect
         )
 
     def size(values: np.ndarray) -> int:
-        return len(write_corrections(corrections(values), work.info))
+        return size_of(corrections(values), work.info)
 
     code = fit_to_bound(fit, max_error * scale / span, size, max(3, passes))
     sections: Sections = {int(Section.FEATURES): code.section}
     found = corrections(code.values)
-    if len(found.positions):
+    if len(found):
         sections[int(Section.CORRECTIONS)] = write_corrections(found, work.info)
     return sections
 
@@ -174,7 +183,7 @@ def _search_tree(work: Work, params: EncodingParams, device: str, threads: int) 
             found = find_corrections(
                 work.original, values, work.info, work.classes, params.max_error, TREE_TOLERANCE
             )
-            if len(found.positions):
+            if len(found):
                 sections[int(Section.CORRECTIONS)] = write_corrections(found, work.info)
             if best is not None and _size(sections) >= _size(best):
                 break
@@ -248,8 +257,9 @@ def _best_share(
     (scout,) = _fit_trees([work], [room], replace(params, effort=_SCOUT_EFFORT), device, threads)
     if measure(tree_values(scout, work, threads)) + _SCOUT_GAIN < reached:
         return best
+    trained = replace(params, effort=params.effort - _EFFORT_OF_FEATURES)
     for share in _TREE_SHARES:
-        sections = _shared(work, share, params, device, threads)
+        sections = _shared(work, share, trained, device, threads)
         if sections is None:
             continue
         quality = measure(_values_of(sections, work, threads))
@@ -260,6 +270,8 @@ def _best_share(
 
 TREE_EFFORT = 5
 """From this effort on, it is tried out whether a tree pays."""
+_EFFORT_OF_FEATURES = 2
+"""So much lower is the effort that a tree is trained with here: several are."""
 _TREE_SHARES = (1.0, 0.75)
 """Parts of the bytes that go to hyper layers, the rest to features of what the tree leaves."""
 _SCOUT_EFFORT = 1
