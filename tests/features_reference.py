@@ -292,7 +292,7 @@ def read_band(
     """§10.2: the buckets of a band; its fields are added to those of the level."""
     shape = tuple(s.stop - s.start for s in state.level.bands[band])
     splits = state.coarser.splits if state.coarser else (False,) * 3
-    kind = min(state.number, 2)
+    kind = min(state.number, 2) if state.coarser else 3
     cells = cells_of(shape)
     if math.prod(shape) >= 4096:
         edges = tuple(2 if split else 4 for split in splits)

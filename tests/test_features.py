@@ -155,7 +155,7 @@ class TestTables:
             "buckets": ("<u2", (N_CONTEXTS, N_BUCKETS)),
             "present": ("<u2", (N_CONTEXTS,)),
         }
-        assert (N_CONTEXTS, N_BUCKETS, LEVEL_CLASSES, N_WEIGHTS) == (96, 92, 3, 26)
+        assert (N_CONTEXTS, N_BUCKETS, LEVEL_CLASSES, N_WEIGHTS) == (96, 92, 4, 26)
 
     def test_all_symbols_can_be_coded(self):
         tables = load_tables()

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, overhead_bytes, read_stream, write_stream
+from tinc_codec.bitstream.reader import byte_view
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
 from tinc_codec.metrics import measure
@@ -28,9 +29,17 @@ from tinc_codec.volume.chunk import (
 from tinc_codec.volume.mask import decode_classes, encode_classes
 
 if TYPE_CHECKING:
+    from tinc_codec.model.region import OpenChunk
     from tinc_codec.model.render import ChunkModel
 
-__all__ = ["decode_chunk", "decode_chunks", "encode_chunk", "encode_chunks"]
+__all__ = [
+    "decode_chunk",
+    "decode_chunks",
+    "decode_region",
+    "encode_chunk",
+    "encode_chunks",
+    "open_chunk",
+]
 
 SMALLEST_FEATURES = 8
 """Bytes that a features section has at least."""
@@ -199,6 +208,51 @@ def decode_chunks(streams: Sequence[Any]) -> list[np.ndarray]:
     Parameters and errors as in `decode_chunk`.
     """
     return _decode(streams)
+
+
+def decode_region(data: Any, region: Sequence[slice]) -> np.ndarray:
+    """Decode a box of a chunk; only what it needs is evaluated.
+
+    Parameters
+    ----------
+    data : bytes-like or ndarray of uint8
+        What `encode_chunk` returned.
+    region : sequence of slice
+        One per axis of the chunk, of step 1.
+
+    Returns
+    -------
+    ndarray
+        Equal to `decode_chunk(data)[region]`, bit for bit.
+
+    Raises
+    ------
+    FormatError
+        As `decode_chunk`.
+    ConfigError
+        If the region is not one slice of step 1 per axis.
+    """
+    from tinc_codec.model.region import check_region, render_region
+
+    with config.cpu_slots() as threads:
+        if config.resolve_device() != "cpu":
+            # The last bits of a GPU depend on how much it evaluates at once.
+            whole = decode_chunk(data)
+            return whole[check_region(region, whole.shape)].copy()
+        return render_region(open_chunk(data), region, threads)
+
+
+def open_chunk(data: Any) -> "OpenChunk":
+    """Check a stream and decode its sections, to decode parts of the chunk from them.
+
+    Chunks that were opened lately are kept, so that the next part costs only itself.
+
+    Parameters and errors as in `decode_chunk`.
+    """
+    from tinc_codec.model.region import CACHE
+
+    header = read_stream(data, max_decoded_bytes=config.get().max_decoded_bytes)
+    return CACHE.open(bytes(byte_view(data)), header)
 
 
 def _decode(streams: Sequence[Any]) -> list[np.ndarray]:

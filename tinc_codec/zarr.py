@@ -7,26 +7,44 @@ it. It needs zarr 3.1 or later and is loaded by zarr's entry point only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from zarr.abc.codec import ArrayBytesCodec
+import zarr
+from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
 
+from tinc_codec import config
 from tinc_codec.errors import ConfigError, CorruptStreamError
 from tinc_codec.params import EncodingParams
 
 if TYPE_CHECKING:
+    from zarr.abc.store import ByteGetter
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
 
 _NAME = "tinc"
 
+_MARGIN = 8
+"""Voxels along an axis that a box costs beyond its own: neighbours that a wavelet reaches."""
+_BOX_VOXELS = 1 << 14
+"""Voxels that could be decoded in the time that a further box takes to set up."""
+_GAP = 8
+"""Voxels left out in one go from which on it pays to cut a box in two."""
+_MOST_RUNS = 64
+"""Along an axis; more are taken together."""
+_CELL = 16
+"""Edge in voxels of the cells that scattered points are gathered in."""
+
+Box = tuple[slice, ...]
+
 
 @dataclass(frozen=True)
-class TINCCodec(ArrayBytesCodec):
-    """Zarr v3 shell around `codec.encode_chunks` and `codec.decode_chunks`.
+class TINCCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
+    """Zarr v3 shell around `codec.encode_chunks`, `codec.decode_chunks` and `codec.open_chunk`.
 
     It holds nothing but what is stored: device, threads and limits come from
     `tinc_codec.config`, since zarr pickles codecs inside shards through their configuration.
@@ -96,6 +114,42 @@ class TINCCodec(ArrayBytesCodec):
         decoded = iter(await asyncio.to_thread(_decode_present, present) if present else ())
         return [None if chunk is None else next(decoded) for chunk, _ in batch]
 
+    async def decode_partial(
+        self, batch_info: Iterable[tuple[ByteGetter, Any, ArraySpec]]
+    ) -> list[NDBuffer | None]:
+        """Fetch chunks and decode what is selected of each; zarr's way to read, whole or not.
+
+        Parameters
+        ----------
+        batch_info : iterable of (byte getter, selection, chunk spec)
+
+        Returns
+        -------
+        list of NDBuffer or None
+            `chunk[selection]` each; None for a missing chunk.
+        """
+        batch = list(batch_info)
+        gate = asyncio.Semaphore(zarr.config.get("async.concurrency"))
+
+        async def fetch(getter: ByteGetter, spec: ArraySpec) -> Buffer | None:
+            async with gate:
+                return await getter.get(prototype=spec.prototype)
+
+        fetched = await asyncio.gather(*(fetch(getter, spec) for getter, _, spec in batch))
+        present = [
+            (chunk, selection, spec)
+            for chunk, (_, selection, spec) in zip(fetched, batch, strict=True)
+            if chunk is not None
+        ]
+        decoded = iter(await asyncio.to_thread(_decode_selected, present) if present else ())
+        return [None if chunk is None else next(decoded) for chunk in fetched]
+
+    async def _decode_partial_single(
+        self, byte_getter: ByteGetter, selection: Any, chunk_spec: ArraySpec
+    ) -> NDBuffer | None:
+        (decoded,) = await self.decode_partial([(byte_getter, selection, chunk_spec)])
+        return decoded
+
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
         (encoded,) = await self.encode([(chunk_data, chunk_spec)])
         return encoded
@@ -134,11 +188,169 @@ def _decode_present(batch: list[tuple[Buffer, ArraySpec]]) -> list[NDBuffer]:
     return [_to_buffer(array, spec) for array, (_, spec) in zip(arrays, batch, strict=True)]
 
 
+def _decode_selected(batch: list[tuple[Buffer, Any, ArraySpec]]) -> list[NDBuffer]:
+    """Decode what is selected of chunks: those of which most is needed together, as a whole."""
+    boxes: list[list[Box] | None] = [None] * len(batch)
+    if config.resolve_device() == "cpu":
+        boxes = [cover(selection, spec.shape) for _, selection, spec in batch]
+    whole = [
+        (chunk, spec) for (chunk, _, spec), found in zip(batch, boxes, strict=True) if found is None
+    ]
+    decoded = iter(_decode_present(whole) if whole else ())
+    return [
+        next(decoded)[selection] if found is None else _decode_boxes(chunk, selection, spec, found)
+        for (chunk, selection, spec), found in zip(batch, boxes, strict=True)
+    ]
+
+
+def _decode_boxes(chunk: Buffer, selection: Any, spec: ArraySpec, boxes: list[Box]) -> NDBuffer:
+    """Decode some boxes of a chunk and select from them."""
+    from tinc_codec.codec import open_chunk
+    from tinc_codec.model.region import render_region
+
+    with config.cpu_slots() as threads:
+        opened = open_chunk(chunk.as_numpy_array().view(np.uint8))
+        _check_decoded(opened.info.shape, opened.info.dtype, spec)
+        parts = [render_region(opened, box, threads) for box in boxes]
+    origin = [min(box[axis].start for box in boxes) for axis in range(len(spec.shape))]
+    if len(parts) == 1:
+        (joined,) = parts
+    else:
+        # Memory between the boxes is never touched.
+        ends = [max(box[axis].stop for box in boxes) for axis in range(len(spec.shape))]
+        sizes = [end - start for start, end in zip(origin, ends, strict=True)]
+        joined = np.empty(sizes, dtype=opened.info.dtype)
+        for box, part in zip(boxes, parts, strict=True):
+            joined[_shifted(box, origin)] = part
+    return spec.prototype.nd_buffer.from_numpy_array(
+        np.asarray(joined[_shifted(selection, origin)])
+    )
+
+
+def _shifted(selection: Sequence[Any], origin: Sequence[int]) -> tuple[Any, ...]:
+    """Count a selection of slices, integers and integer arrays from another first voxel."""
+    return tuple(
+        slice(part.start - first, part.stop - first, part.step)
+        if isinstance(part, slice)
+        else part - first
+        for part, first in zip(selection, origin, strict=True)
+    )
+
+
+def cover(selection: Any, shape: tuple[int, ...]) -> list[Box] | None:
+    """Find boxes, not too many, that hold all voxels of a selection.
+
+    Parameters
+    ----------
+    selection : tuple
+        What zarr selects of a chunk: per axis a slice with a positive step, an integer, or an
+        array of integers; arrays are broadcast as NumPy does.
+    shape : tuple of int
+        Of the chunk.
+
+    Returns
+    -------
+    list of tuple of slice, or None
+        Slices of step 1; None where the whole chunk is no dearer or the selection is none of
+        the above.
+    """
+    if not isinstance(selection, tuple) or len(selection) != len(shape):
+        return None
+    runs = [_runs(part, n) for part, n in zip(selection, shape, strict=True)]
+    if not all(runs):
+        return None
+    bounds = [[(ranges[0][0], ranges[-1][1])] for ranges in runs]
+    most = math.prod(shape) // 2
+    choices = [bounds] if math.prod(stop - start for ((start, stop),) in bounds) <= most else []
+    if runs != bounds and _cost(runs, shape) <= most:
+        choices.append(runs)
+    best = min(choices, key=lambda axes: _cost(axes, shape), default=None)
+    points = _points_cover(selection, shape, most if best is None else _cost(best, shape))
+    if points is not None or best is None:
+        return points
+    return [tuple(slice(*ends) for ends in box) for box in product(*best)]
+
+
+def _runs(part: Any, size: int) -> list[tuple[int, int]]:
+    """List the (start, stop) that an entry of a selection needs; none where it is not understood.
+
+    Neighbours with few voxels between them are taken together.
+    """
+    if isinstance(part, slice):
+        start, stop, step = part.indices(size)
+        if step < 1 or start >= stop:
+            return []
+        last = start + (stop - start - 1) // step * step
+        count = (last - start) // step + 1
+        if step <= _GAP or count > _MOST_RUNS:
+            return [(start, last + 1)]
+        return [(first, first + 1) for first in range(start, stop, step)]
+    found = np.asarray(part)
+    if (
+        found.dtype.kind not in "iu"
+        or found.size == 0
+        or not 0 <= found.min() <= found.max() < size
+    ):
+        return []
+    flags = np.zeros(size, dtype=bool)
+    flags[found.reshape(-1)] = True
+    needed = np.flatnonzero(flags)
+    cuts = np.flatnonzero(np.diff(needed) > _GAP) + 1
+    if len(cuts) >= _MOST_RUNS:
+        return [(int(needed[0]), int(needed[-1]) + 1)]
+    starts = needed[np.concatenate([[0], cuts])]
+    stops = needed[np.concatenate([cuts - 1, [-1]])] + 1
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def _cost(axes: Sequence[list[tuple[int, int]]], shape: tuple[int, ...]) -> int:
+    """Estimate what the product of some ranges per axis costs, in voxels decoded."""
+    sizes = []
+    for axis, (ranges, n) in enumerate(zip(axes, shape, strict=True)):
+        margin = _MARGIN if axis >= len(shape) - 3 else 0
+        sizes.append(sum(min(n, stop - start + margin) for start, stop in ranges))
+    return math.prod(sizes) + _BOX_VOXELS * (math.prod(map(len, axes)) - 1)
+
+
+def _points_cover(
+    selection: tuple[Any, ...], shape: tuple[int, ...], most: int
+) -> list[Box] | None:
+    """Gather scattered points in the boxes of cells; None if that costs as much as `most`."""
+    if not all(isinstance(part, np.ndarray) and part.ndim == 1 for part in selection):
+        return None
+    points = [part.astype(np.int64) for part in selection]
+    if len({len(part) for part in points}) > 1 or len(points[0]) > most:
+        return None
+    cells = tuple(-(-n // _CELL) for n in shape)
+    numbers = np.ravel_multi_index([part // _CELL for part in points], cells)
+    order = np.argsort(numbers, kind="stable")
+    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+    if _BOX_VOXELS * (len(starts) - 1) >= most:
+        return None
+    ends = [
+        zip(
+            np.minimum.reduceat(part[order], starts).tolist(),
+            (np.maximum.reduceat(part[order], starts) + 1).tolist(),
+            strict=True,
+        )
+        for part in points
+    ]
+    boxes = list(zip(*ends, strict=True))
+    cost = sum(_cost([[pair] for pair in box], shape) for box in boxes)
+    if cost + _BOX_VOXELS * (len(boxes) - 1) >= most:
+        return None
+    return [tuple(slice(*pair) for pair in box) for box in boxes]
+
+
 def _to_buffer(array: np.ndarray[Any, Any], spec: ArraySpec) -> NDBuffer:
+    _check_decoded(array.shape, array.dtype, spec)
+    return spec.prototype.nd_buffer.from_numpy_array(array)
+
+
+def _check_decoded(shape: tuple[int, ...], found: np.dtype[Any], spec: ArraySpec) -> None:
     dtype = spec.dtype.to_native_dtype()
-    if array.shape != spec.shape or not np.can_cast(array.dtype, dtype, "equiv"):
+    if shape != spec.shape or not np.can_cast(found, dtype, "equiv"):
         raise CorruptStreamError(
-            f"decoded chunk has shape {array.shape} and dtype {array.dtype}, "
+            f"decoded chunk has shape {shape} and dtype {found}, "
             f"but the array's chunks have {spec.shape} and {dtype}"
         )
-    return spec.prototype.nd_buffer.from_numpy_array(array)

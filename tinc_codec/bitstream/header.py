@@ -218,6 +218,7 @@ def _write_head(
         | FLAG_NO_FINITE * no_finite
     )
     out = bytearray(MAGIC)
+    table = write_section_table(section_bytes)
     # The lowest version that describes the stream, so that older readers take what they can.
     minor = max((SINCE_MINOR[Section(section)] for section in section_bytes), default=0)
     out += bytes([MAJOR, minor, flags, dtype_code(info.dtype), len(info.shape)])
@@ -228,7 +229,7 @@ def _write_head(
     if not no_finite:
         out += write_scalar(info.value_min) + write_scalar(info.value_max)
     out += _QUALITY.pack(float32_bound(psnr, -math.inf), float32_bound(max_error, math.inf))
-    return bytes(out) + write_section_table(section_bytes)
+    return bytes(out) + table
 
 
 def _read_head(view: memoryview) -> Header:

@@ -87,6 +87,11 @@ class Level:
         z, y, x = self.low
         return z + 2, y + 2, x + 2
 
+    @property
+    def weights_class(self) -> int:
+        """Which of the static weights are this level's."""
+        return min(self.number, LEVEL_CLASSES - 2) if self.has_parent else LEVEL_CLASSES - 1
+
     def band_shape(self, mask: int) -> Shape:
         """Return the shape of a band."""
         z, y, x = (
@@ -144,11 +149,11 @@ def levels_of(shapes: tuple[Shape, ...]) -> tuple[Level, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _stencils(kind: str, number: int, mask: int, padded: Shape) -> tuple[Any, ...]:
+def _stencils(kind: str, weights_class: int, mask: int, padded: Shape) -> tuple[Any, ...]:
     """Give per phase (offsets, weights), and the coarse weights with the bias, all int32."""
     tables = load_tables()
     weights = tables.coefficient_weights if kind == "coefficient" else tables.flag_weights
-    rows = weights[min(number, LEVEL_CLASSES - 1), mask - 1]
+    rows = weights[weights_class, mask - 1]
     return tuple(
         (*stencil(row, mask, phase, padded), np.ascontiguousarray(row[: COARSE + 4]))
         for phase, row in enumerate(rows)
@@ -191,7 +196,7 @@ class LevelState:
         return Phases(
             self.magnitudes, mask, own, total, level.shifts, blocks, BLOCK_EDGE,
             level.band_shape(mask),
-            _stencils("coefficient", level.number, mask, level.padded), shift,
+            _stencils("coefficient", level.weights_class, mask, level.padded), shift,
         )  # fmt: skip
 
     def flag_phases(self, mask: int) -> "Phases":
@@ -202,7 +207,7 @@ class LevelState:
         groups = _every(tuple(-(-n // BLOCK_EDGE) for n in shape))
         return Phases(
             self.block_sums, mask, sums[mask - 1], total, _NO_SHIFTS, groups, BLOCK_EDGE, shape,
-            _stencils("flag", level.number, mask, level.padded_blocks), 0,
+            _stencils("flag", level.weights_class, mask, level.padded_blocks), 0,
         )  # fmt: skip
 
     def finish_band(self, mask: int) -> None:

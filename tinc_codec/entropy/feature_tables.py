@@ -20,8 +20,8 @@ WEIGHT_BITS = 10
 PHASE_ORDER = (0, 7, 3, 5, 6, 1, 2, 4)
 """Parities (4 z, 2 y, 1 x) in the order in which they are coded."""
 N_CONTEXTS = 96
-LEVEL_CLASSES = 3
-"""The finest level, the next, and all others have weights of their own."""
+LEVEL_CLASSES = 4
+"""The finest level, the next, all others, and the coarsest have weights of their own."""
 BIAS, COARSE, OWN, AROUND, INSIDE = 0, 1, 5, 12, 19
 """Where in a row the kinds of weights begin."""
 N_WEIGHTS = 26

@@ -23,7 +23,7 @@ from tinc_codec.fit.features import (
 from tinc_codec.metrics import psnr
 from tinc_codec.model.budget import smallest_section
 from tinc_codec.model.evaluate import store_values
-from tinc_codec.model.features import TOLERANCE
+from tinc_codec.model.features import MAX_VOXELS, TOLERANCE
 from tinc_codec.model.render import model_values, read_model
 from tinc_codec.params import EncodingParams
 from tinc_codec.quantise.corrections import (
@@ -74,6 +74,8 @@ class Work:
 
 def encode_features(work: Work, params: EncodingParams, threads: int) -> Sections | None:
     """Encode a chunk as features alone; None where they cannot be short or fine enough."""
+    if math.prod(work.values.shape[1:]) > MAX_VOXELS:
+        return None
     lmbda = LMBDA if params.max_error is None else BOUNDED_LMBDA
     target = FeatureTarget(work.values, demands_of(work.values, work.classes))
     fit = FeatureFit(target, threads, lmbda)

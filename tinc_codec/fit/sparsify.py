@@ -69,9 +69,9 @@ class SparsifyPlan:
 
     method: str
     steps: int = 300
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     settling_share: float = 0.3
-    coarseness: float = 1.0
+    coarseness: float = 0.8
     noise: bool = False
     seed: int = 0
 
@@ -173,11 +173,11 @@ class _Training:
         self._step = feature_step(step_code)
         self._generator = torch.Generator(device).manual_seed(plan.seed)
         self._loss = _Loss(target, self._step, device)
-        self._start = torch_wavelet.forward(self._loss.wanted()) / self._step
+        start = torch_wavelet.forward(self._loss.wanted()) / self._step
         _, z, y, x = target.values.shape
-        pays = torch.ones_like(self._start)
+        pays = torch.ones_like(start)
         pays[(slice(None), *low_pass_slices(feature_levels((z, y, x)), (z, y, x)))] = 0
-        self._penalty = _PENALTIES[plan.method](self._start, pays, self._generator)
+        self._penalty = _PENALTIES[plan.method](start, pays, self._generator)
         self._strength = _FIRST_STRENGTH
 
     def run(self) -> np.ndarray:
@@ -197,12 +197,8 @@ class _Training:
         return self._settle(penalty.survivors(), settling)
 
     def _control(self) -> None:
-        """Make the penalty stronger where survivors take too many bytes, weaker if too few.
-
-        What counts is what they grow back to, which is near what they were at the start.
-        """
-        alive = self._penalty.survivors() != 0
-        coefficients = (self._start * alive * self._step).cpu().numpy()
+        """Make the penalty stronger where survivors take too many bytes, weaker if too few."""
+        coefficients = (self._penalty.survivors() * self._step).cpu().numpy()
         fit = TrainedFit(self._target, coefficients, self._threads)
         _, rate_bits = fit.quantise(self._step_code)
         excess = _CONTROL_GAIN * math.log(rate_bits / 8 / self._limit)

@@ -32,10 +32,12 @@ MAX_STEP_CODE = 2047
 _LARGEST_STEP_EXPONENT = 4
 CENTROID_UNIT = 1.0 / 256
 MAX_SHIFT = 31
+MAX_VOXELS = 1 << 30
+"""Of one volume: places among its bands are 32-bit integers."""
 _CENTROIDS_BIT, _SHIFTS_BIT = 1, 2
 _FIXED = struct.Struct("<HB")
-TOLERANCE = 2.0**-19
-"""Readers may differ by so much in what the features add to t."""
+TOLERANCE = 2.0**-17
+"""Two readers may differ by so much in what the features add to t."""
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
@@ -55,7 +57,7 @@ def feature_step(code: int) -> float:
 
 def step_code(step: float) -> int:
     """Return the code of the smallest step that is at least `step`, within the codes there are."""
-    code = math.floor(STEPS_PER_OCTAVE * (_LARGEST_STEP_EXPONENT - math.log2(step)) + 1e-6)
+    code = math.floor(STEPS_PER_OCTAVE * (_LARGEST_STEP_EXPONENT - math.log2(step)) + 1e-5)
     return min(max(code, 0), MAX_STEP_CODE)
 
 
@@ -135,7 +137,8 @@ def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Feature
     grid : tuple of int
         Spatial part of the valid extent.
     volumes : int
-        Memory stays near ten bytes per voxel of the volumes, whatever `data` says.
+        Memory stays near ten bytes per voxel of volumes of more than a few hundred voxels,
+        whatever `data` says; tiny ones have tables of their own, some hundred bytes per voxel.
 
     Raises
     ------
@@ -145,6 +148,10 @@ def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Feature
     ----------
     `docs/format.md` §9
     """
+    if math.prod(grid) > MAX_VOXELS:
+        raise CorruptStreamError(
+            f"features: a volume of {grid} voxels, at most {MAX_VOXELS} can have any"
+        )
     levels = feature_levels(grid)
     reader = ByteReader(memoryview(data))
     code, flags = _FIXED.unpack(reader.read_bytes(_FIXED.size, "features: step and flags"))
