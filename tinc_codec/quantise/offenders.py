@@ -15,18 +15,18 @@ import numpy as np
 from numba import njit
 
 from tinc_codec.volume.mask_coder import (
-    _LOW,
-    _MASK_32,
-    _PENDING,
-    _POSITION,
-    _RANGE,
-    _TAIL_BYTES,
-    _count,
-    _decode_bit,
-    _encode_bit,
-    _estimate,
-    _next_byte,
-    _shift_low,
+    LOW,
+    MASK_32,
+    PENDING,
+    POSITION,
+    RANGE,
+    TAIL_BYTES,
+    count_bit,
+    decode_bit,
+    encode_bit,
+    estimate_bit,
+    next_byte,
+    shift_low,
 )
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -162,12 +162,12 @@ def correct_offenders(  # type: ignore[no-untyped-def]
 @njit(inline="always", **_COMPILE)
 def _code(state, stream, counts, context, bit, decoding):  # type: ignore[no-untyped-def]
     """Code one adaptive decision; returns it."""
-    probability = _estimate(counts, context)
+    probability = estimate_bit(counts, context)
     if decoding:
-        bit = _decode_bit(state, stream, probability)
+        bit = decode_bit(state, stream, probability)
     else:
-        _encode_bit(state, stream, probability, bit)
-    _count(counts, context, bit)
+        encode_bit(state, stream, probability, bit)
+    count_bit(counts, context, bit)
     return bit
 
 
@@ -176,11 +176,11 @@ def _code_plain(state, stream, value, n_bits, decoding):  # type: ignore[no-unty
     """Code the lowest bits of an int64, the highest of them first; returns them."""
     if not decoding:
         for i in range(n_bits - 1, -1, -1):
-            _encode_bit(state, stream, _EVEN, (value >> i) & 1)
+            encode_bit(state, stream, _EVEN, (value >> i) & 1)
         return value
     read = np.int64(0)
     for _ in range(n_bits):
-        read = (read << 1) | np.int64(_decode_bit(state, stream, _EVEN))
+        read = (read << 1) | np.int64(decode_bit(state, stream, _EVEN))
     return read
 
 
@@ -277,7 +277,7 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
             present[z % 2] = 0
             signs[z % 2] = 0
             for y in range(n_y):
-                if decoding and state[_POSITION] > stream.size + _TAIL_BYTES:
+                if decoding and state[POSITION] > stream.size + TAIL_BYTES:
                     return positions, multiples, absolutes, -1, 0
                 for s in range(n_segments):
                     start, stop = s * SEGMENT, min((s + 1) * SEGMENT, n_x)
@@ -383,21 +383,21 @@ def encode_offenders(positions, multiples, absolutes, shape, width):  # type: ig
     ----------
     `docs/format.md` §11
     """
-    state = np.array([0, _MASK_32, 0, 1, -1], np.int64)
+    state = np.array([0, MASK_32, 0, 1, -1], np.int64)
     out = np.empty(_most_bytes(multiples, absolutes.size, shape, width), np.uint8)
     _walk(state, out, shape, width, positions, multiples, absolutes, False)
     # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
-    n_tail = _TAIL_BYTES
-    for n_bytes in range(_TAIL_BYTES + 1):
+    n_tail = TAIL_BYTES
+    for n_bytes in range(TAIL_BYTES + 1):
         step = np.int64(1) << (32 - 8 * n_bytes)
-        ended = (state[_LOW] + step - 1) // step * step
-        if ended < state[_LOW] + state[_RANGE]:
-            state[_LOW] = ended
+        ended = (state[LOW] + step - 1) // step * step
+        if ended < state[LOW] + state[RANGE]:
+            state[LOW] = ended
             n_tail = n_bytes
             break
-    n_payload = state[_POSITION] + state[_PENDING] + n_tail
-    for _ in range(_TAIL_BYTES + 1):
-        _shift_low(state, out)
+    n_payload = state[POSITION] + state[PENDING] + n_tail
+    for _ in range(TAIL_BYTES + 1):
+        shift_low(state, out)
     return out[:n_payload].copy()
 
 
@@ -413,18 +413,18 @@ def decode_offenders(payload, shape, width):  # type: ignore[no-untyped-def]
     bool
         Whether an encoder can have written this payload, as far as its start and its length tell.
     """
-    state = np.array([0, _MASK_32, 0, 0, 0], np.int64)
+    state = np.array([0, MASK_32, 0, 0, 0], np.int64)
     positions = np.empty(0, np.int64)
     multiples = np.empty(0, np.int32)
     absolutes = np.empty(0, np.int64)
-    for _ in range(_TAIL_BYTES):
-        state[_LOW] = (state[_LOW] << 8) | _next_byte(state, payload)
-    if state[_LOW] >= state[_RANGE]:
+    for _ in range(TAIL_BYTES):
+        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
+    if state[LOW] >= state[RANGE]:
         return positions, multiples, absolutes, False
     positions, multiples, absolutes, n, n_absolute = _walk(
         state, payload, shape, width, positions, multiples, absolutes, True
     )
     if n < 0:
         return positions[:0], multiples[:0], absolutes[:0], False
-    fits = payload.size <= state[_POSITION] <= payload.size + _TAIL_BYTES
+    fits = payload.size <= state[POSITION] <= payload.size + TAIL_BYTES
     return positions[:n], multiples[:n], absolutes[:n_absolute], fits

@@ -23,13 +23,13 @@ _N_CONTEXTS = 1 << 17
 _NEAREST = (1 << 10) - 1
 _INHERITED_WEIGHT = 4
 _MAX_COUNT = 1 << 20
-_MASK_32 = 0xFFFFFFFF
+MASK_32 = 0xFFFFFFFF
 _TOP = 1 << 24
 
 # State of the coder: low or code, range, byte in wait, bytes waiting, position.
-_LOW, _RANGE, _CACHE, _PENDING, _POSITION = range(5)
+LOW, RANGE, _CACHE, PENDING, POSITION = range(5)
 # Virtual zero bytes that a decoder may read past the end, since an encoder leaves them out.
-_TAIL_BYTES = 4
+TAIL_BYTES = 4
 # Three decisions of at most 16 bits each and a share of the segment's; slack for the rest.
 _MAX_BYTES_PER_VOXEL = 7
 _SLACK_BYTES = 16
@@ -120,7 +120,7 @@ def _repeats(padded, b):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _estimate(counts, context):  # type: ignore[no-untyped-def]
+def estimate_bit(counts, context):  # type: ignore[no-untyped-def]
     """Estimate the probability of a one, 1 to 65535 of 65536, from counts of zeros and ones."""
     zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
     return max(1, ((2 * ones + 1) << 16) // (2 * (zeros + ones) + 2))
@@ -129,12 +129,13 @@ def _estimate(counts, context):  # type: ignore[no-untyped-def]
 @_compiled
 def _estimate_finite(counts, nearest_counts, context):  # type: ignore[no-untyped-def]
     zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
-    inherited = _estimate(nearest_counts, context & _NEAREST) * _INHERITED_WEIGHT
+    inherited = estimate_bit(nearest_counts, context & _NEAREST) * _INHERITED_WEIGHT
     return max(1, ((ones << 16) + inherited) // (zeros + ones + _INHERITED_WEIGHT))
 
 
 @_compiled
-def _count(counts, context, bit):  # type: ignore[no-untyped-def]
+def count_bit(counts, context, bit):  # type: ignore[no-untyped-def]
+    """Count a decision; both counts are halved before one grows too large."""
     counts[context, bit] += 1
     if counts[context, bit] >= _MAX_COUNT:
         counts[context, 0] >>= 1
@@ -142,71 +143,74 @@ def _count(counts, context, bit):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _shift_low(state, out):  # type: ignore[no-untyped-def]
+def shift_low(state, out):  # type: ignore[no-untyped-def]
     """Move the top byte out, held back as long as a carry may still change it."""
-    low = state[_LOW]
-    if low < 0xFF000000 or low > _MASK_32:
+    low = state[LOW]
+    if low < 0xFF000000 or low > MASK_32:
         carry = low >> 32
-        position = state[_POSITION]
+        position = state[POSITION]
         byte = state[_CACHE]
-        for _ in range(state[_PENDING]):
+        for _ in range(state[PENDING]):
             # The first byte is always zero and is not part of the output.
             if position >= 0:
                 out[position] = (byte + carry) & 0xFF
             position += 1
             byte = 0xFF
-        state[_POSITION] = position
-        state[_PENDING] = 0
+        state[POSITION] = position
+        state[PENDING] = 0
         state[_CACHE] = (low >> 24) & 0xFF
-    state[_PENDING] += 1
-    state[_LOW] = (low & 0x00FFFFFF) << 8
+    state[PENDING] += 1
+    state[LOW] = (low & 0x00FFFFFF) << 8
 
 
 @_compiled
-def _encode_bit(state, out, probability, bit):  # type: ignore[no-untyped-def]
+def encode_bit(state, out, probability, bit):  # type: ignore[no-untyped-def]
+    """Code a decision; the probability of a 1 is in units of 2^-16."""
     # The rarer value gets the rounded-down share, so that the common one costs no more than due.
     rare = probability <= 1 << 15
     share = probability if rare else (1 << 16) - probability
-    bound = (state[_RANGE] >> 16) * share
+    bound = (state[RANGE] >> 16) * share
     if (bit == 1) == rare:
-        state[_RANGE] = bound
+        state[RANGE] = bound
     else:
-        state[_LOW] += bound
-        state[_RANGE] -= bound
-    while state[_RANGE] < _TOP:
-        state[_RANGE] <<= 8
-        _shift_low(state, out)
+        state[LOW] += bound
+        state[RANGE] -= bound
+    while state[RANGE] < _TOP:
+        state[RANGE] <<= 8
+        shift_low(state, out)
 
 
 @_compiled
-def _decode_bit(state, payload, probability):  # type: ignore[no-untyped-def]
+def decode_bit(state, payload, probability):  # type: ignore[no-untyped-def]
+    """Decode what `encode_bit` coded."""
     rare = probability <= 1 << 15
     share = probability if rare else (1 << 16) - probability
-    bound = (state[_RANGE] >> 16) * share
-    if state[_LOW] < bound:
-        state[_RANGE] = bound
+    bound = (state[RANGE] >> 16) * share
+    if state[LOW] < bound:
+        state[RANGE] = bound
         bit = 1 if rare else 0
     else:
-        state[_LOW] -= bound
-        state[_RANGE] -= bound
+        state[LOW] -= bound
+        state[RANGE] -= bound
         bit = 0 if rare else 1
-    while state[_RANGE] < _TOP:
-        state[_RANGE] <<= 8
-        state[_LOW] = (state[_LOW] << 8) | _next_byte(state, payload)
+    while state[RANGE] < _TOP:
+        state[RANGE] <<= 8
+        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
     return bit
 
 
 @_compiled
-def _next_byte(state, payload):  # type: ignore[no-untyped-def]
-    position = state[_POSITION]
-    state[_POSITION] += 1
+def next_byte(state, payload):  # type: ignore[no-untyped-def]
+    """Take the next byte, 0 beyond the end."""
+    position = state[POSITION]
+    state[POSITION] += 1
     return np.int64(payload[position]) if position < payload.size else np.int64(0)
 
 
 @_compiled
 def _with_room(state, out, n_bytes):  # type: ignore[no-untyped-def]
     """Give `out`, or a larger copy of it, with room for `n_bytes` more and the end."""
-    needed = state[_POSITION] + state[_PENDING] + n_bytes + _SLACK_BYTES
+    needed = state[POSITION] + state[PENDING] + n_bytes + _SLACK_BYTES
     if needed <= out.size:
         return out
     grown = np.empty(2 * needed, np.uint8)
@@ -241,14 +245,14 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
     volume_counts = np.zeros((1, 2), np.uint32)
     n_segments = (n_x - MARGIN_BEFORE - MARGIN_AFTER + SEGMENT - 1) // SEGMENT
     segments = np.zeros((n_volumes, n_z, n_y, n_segments + 2), np.uint8)
-    state = np.array([0, _MASK_32, 0, 1, -1], np.int64)
+    state = np.array([0, MASK_32, 0, 1, -1], np.int64)
     out = np.empty(1024, np.uint8)
     for b in range(n_volumes):
         if b > 0:
             out = _with_room(state, out, 0)
             bit = 0 if _repeats(padded, b) else 1
-            _encode_bit(state, out, _estimate(volume_counts, 0), bit)
-            _count(volume_counts, 0, bit)
+            encode_bit(state, out, estimate_bit(volume_counts, 0), bit)
+            count_bit(volume_counts, 0, bit)
             if bit == 0:
                 segments[b] = segments[b - 1]
                 continue
@@ -263,8 +267,8 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
                     around = _surroundings(segments, b, z, y, s)
                     if around != _MIXED:
                         bit = 1 if summary != around else 0
-                        _encode_bit(state, out, _estimate(segment_counts, around), bit)
-                        _count(segment_counts, around, bit)
+                        encode_bit(state, out, estimate_bit(segment_counts, around), bit)
+                        count_bit(segment_counts, around, bit)
                         if bit == 0:
                             continue
                     for x in range(start, stop):
@@ -272,30 +276,30 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
                         context = _context(padded, b, z, y, x)
                         probability = _estimate_finite(counts, nearest_counts, context)
                         bit = 1 if voxel > 0 else 0
-                        _encode_bit(state, out, probability, bit)
-                        _count(counts, context, bit)
-                        _count(nearest_counts, context & _NEAREST, bit)
+                        encode_bit(state, out, probability, bit)
+                        count_bit(counts, context, bit)
+                        count_bit(nearest_counts, context & _NEAREST, bit)
                         if voxel > 0:
                             kind = _kind_context(padded, b, z, y, x)
                             bit = 1 if voxel > 1 else 0
-                            _encode_bit(state, out, _estimate(infinite_counts, kind), bit)
-                            _count(infinite_counts, kind, bit)
+                            encode_bit(state, out, estimate_bit(infinite_counts, kind), bit)
+                            count_bit(infinite_counts, kind, bit)
                             if voxel > 1:
                                 bit = 1 if voxel > 2 else 0
-                                _encode_bit(state, out, _estimate(negative_counts, kind), bit)
-                                _count(negative_counts, kind, bit)
+                                encode_bit(state, out, estimate_bit(negative_counts, kind), bit)
+                                count_bit(negative_counts, kind, bit)
     # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
-    n_tail = _TAIL_BYTES
-    for n_bytes in range(_TAIL_BYTES + 1):
+    n_tail = TAIL_BYTES
+    for n_bytes in range(TAIL_BYTES + 1):
         step = np.int64(1) << (32 - 8 * n_bytes)
-        rounded = (state[_LOW] + step - 1) // step * step
-        if rounded < state[_LOW] + state[_RANGE]:
-            state[_LOW] = rounded
+        rounded = (state[LOW] + step - 1) // step * step
+        if rounded < state[LOW] + state[RANGE]:
+            state[LOW] = rounded
             n_tail = n_bytes
             break
-    n_payload = state[_POSITION] + state[_PENDING] + n_tail
-    for _ in range(_TAIL_BYTES + 1):
-        _shift_low(state, out)
+    n_payload = state[POSITION] + state[PENDING] + n_tail
+    for _ in range(TAIL_BYTES + 1):
+        shift_low(state, out)
     return out[:n_payload].copy()
 
 
@@ -324,30 +328,30 @@ def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
     volume_counts = np.zeros((1, 2), np.uint32)
     n_segments = (n_x - MARGIN_BEFORE - MARGIN_AFTER + SEGMENT - 1) // SEGMENT
     segments = np.zeros((n_volumes, n_z, n_y, n_segments + 2), np.uint8)
-    state = np.array([0, _MASK_32, 0, 0, 0], np.int64)
-    for _ in range(_TAIL_BYTES):
-        state[_LOW] = (state[_LOW] << 8) | _next_byte(state, payload)
-    if state[_LOW] >= state[_RANGE]:
+    state = np.array([0, MASK_32, 0, 0, 0], np.int64)
+    for _ in range(TAIL_BYTES):
+        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
+    if state[LOW] >= state[RANGE]:
         return False
     for b in range(n_volumes):
         if b > 0:
-            bit = _decode_bit(state, payload, _estimate(volume_counts, 0))
-            _count(volume_counts, 0, bit)
+            bit = decode_bit(state, payload, estimate_bit(volume_counts, 0))
+            count_bit(volume_counts, 0, bit)
             if bit == 0:
                 padded[b] = padded[b - 1]
                 segments[b] = segments[b - 1]
                 continue
         for z in range(2, n_z - 1):
             for y in range(2, n_y - 1):
-                if state[_POSITION] > payload.size + _TAIL_BYTES:
+                if state[POSITION] > payload.size + TAIL_BYTES:
                     return False
                 for s in range(1, n_segments + 1):
                     start = MARGIN_BEFORE + SEGMENT * (s - 1)
                     stop = min(start + SEGMENT, n_x - MARGIN_AFTER)
                     around = _surroundings(segments, b, z, y, s)
                     if around != _MIXED:
-                        bit = _decode_bit(state, payload, _estimate(segment_counts, around))
-                        _count(segment_counts, around, bit)
+                        bit = decode_bit(state, payload, estimate_bit(segment_counts, around))
+                        count_bit(segment_counts, around, bit)
                         if bit == 0:
                             padded[b, z, y, start:stop] = around
                             segments[b, z, y, s] = around
@@ -355,19 +359,19 @@ def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
                     for x in range(start, stop):
                         context = _context(padded, b, z, y, x)
                         probability = _estimate_finite(counts, nearest_counts, context)
-                        bit = _decode_bit(state, payload, probability)
-                        _count(counts, context, bit)
-                        _count(nearest_counts, context & _NEAREST, bit)
+                        bit = decode_bit(state, payload, probability)
+                        count_bit(counts, context, bit)
+                        count_bit(nearest_counts, context & _NEAREST, bit)
                         if bit == 1:
                             voxel = 1
                             kind = _kind_context(padded, b, z, y, x)
-                            bit = _decode_bit(state, payload, _estimate(infinite_counts, kind))
-                            _count(infinite_counts, kind, bit)
+                            bit = decode_bit(state, payload, estimate_bit(infinite_counts, kind))
+                            count_bit(infinite_counts, kind, bit)
                             if bit == 1:
-                                probability = _estimate(negative_counts, kind)
-                                bit = _decode_bit(state, payload, probability)
-                                _count(negative_counts, kind, bit)
+                                probability = estimate_bit(negative_counts, kind)
+                                bit = decode_bit(state, payload, probability)
+                                count_bit(negative_counts, kind, bit)
                                 voxel = 2 + bit
                             padded[b, z, y, x] = voxel
                     segments[b, z, y, s] = _summary(padded, b, z, y, start, stop)
-    return payload.size <= state[_POSITION] <= payload.size + _TAIL_BYTES
+    return payload.size <= state[POSITION] <= payload.size + TAIL_BYTES

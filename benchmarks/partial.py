@@ -1,0 +1,121 @@
+"""How long a part of one chunk takes, against all of it.
+
+python -m benchmarks.partial
+
+The first request for a chunk checks and parses its bytes; later ones find them parsed. Through zarr
+the bytes are read from a local directory each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from benchmarks import records, volumes
+from tinc_codec import TINC, config
+from tinc_codec.codec import decode_chunk, decode_region, encode_chunk
+from tinc_codec.model.region import CACHE
+from tinc_codec.params import EncodingParams
+
+MODELS = ("tree", "features")
+
+
+def parts(shape: tuple[int, ...]) -> dict[str, tuple[slice, ...]]:
+    """Name the parts to read of a chunk of three axes, around its centre."""
+    middle = [n // 2 for n in shape]
+    whole = [slice(0, n) for n in shape]
+    voxel = [slice(m, m + 1) for m in middle]
+    named = {"voxel": tuple(voxel)}
+    for axis, name in enumerate("zyx"):
+        named[f"plane {name}"] = tuple(voxel[a] if a == axis else whole[a] for a in range(3))
+    reach = 16
+    named["box"] = tuple(
+        slice(max(0, m - reach), min(n, m + reach)) for m, n in zip(middle, shape, strict=True)
+    )
+    return named
+
+
+def median_ms(
+    call: Callable[[], Any], repeats: int, prepare: Callable[[], None] = lambda: None
+) -> float:
+    """Time calls, each after a preparation that does not count; one more goes before them."""
+    prepare()
+    call()
+    times = []
+    for _ in range(repeats):
+        prepare()
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def measure(volume: np.ndarray, params: EncodingParams, repeats: int) -> list[dict[str, Any]]:
+    """Measure one chunk, decoded by the codec's functions and read through zarr."""
+    stream = encode_chunk(volume, params)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.zarr"
+        array = zarr.create_array(
+            path, shape=volume.shape, chunks=volume.shape, dtype=volume.dtype,
+            serializer=TINC(**params.to_config()), compressors=None,
+        )  # fmt: skip
+        key = path.joinpath("c", *"0" * volume.ndim)
+        key.parent.mkdir(parents=True)
+        key.write_bytes(stream)
+        doors: dict[str, tuple[Callable[[], Any], Callable[[tuple[slice, ...]], Any]]] = {
+            "codec": (lambda: decode_chunk(stream), lambda part: decode_region(stream, part)),
+            "zarr": (lambda: array[...], lambda part: array[part]),
+        }
+        for door, (read_all, read) in doors.items():
+            whole_ms = median_ms(read_all, repeats)
+            for name, part in parts(volume.shape).items():
+                first = median_ms(lambda read=read, part=part: read(part), repeats, CACHE.clear)
+                again = median_ms(lambda read=read, part=part: read(part), repeats)
+                rows.append(
+                    {
+                        "model": params.model,
+                        "door": door,
+                        "part": name,
+                        "size_bytes": len(stream),
+                        "whole_ms": round(whole_ms, 3),
+                        "first_ms": round(first, 3),
+                        "again_ms": round(again, 3),
+                        "first_share": round(first / whole_ms, 4),
+                        "again_share": round(again / whole_ms, 4),
+                    }
+                )
+    return rows
+
+
+def main() -> None:
+    """Measure a central crop stored as a tree and as features."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="directory of *.npz (default: $TINC_DATA)")
+    parser.add_argument("--volume", default="mri_t1")
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--ratio", type=float, default=64)
+    parser.add_argument("--effort", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    volume = volumes.load(options.volume, options.crop, options.data)
+    rows = []
+    for model in MODELS:
+        params = EncodingParams(ratio=options.ratio, effort=options.effort, model=model)
+        for row in measure(volume, params, options.repeats):
+            print(row)
+            rows.append({"volume": options.volume, "shape": volume.shape, **row})
+    path = records.save("partial", rows, threads=config.resolve_threads())
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
