@@ -1,12 +1,12 @@
-"""Features that feed a small network (fV-SRN), against features alone and a tree alone.
+"""Features that feed a small network, as in fV-SRN, against features alone.
 
-python -m benchmarks.fvsrn --crop 64          # about 20 minutes on one core
+python -m benchmarks.fvsrn --crop 64          # about 15 minutes on one core
 
 A few channels of wavelet coefficients and a network that is evaluated at every voxel are trained
 together, the rate in the loss. The channels are coded by the features section of the format, at
 real bytes; the network's weights are rounded to 6 bits and counted by the entropy of their
 integers, three bytes per tensor on top. What is left over of the room is not used: the PSNR is to
-be read with the bytes beside it, and with features alone at exactly these bytes.
+be read with the bytes beside it, and with features alone at these bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,21 @@ from rich.console import Console
 
 from benchmarks import records, volumes
 from benchmarks.sparsify import Problem
+from tinc_codec.fit.descent import DescentFit
 from tinc_codec.fit.features import FeatureFit, FeatureTarget, fit_to_size
 from tinc_codec.fit.sparsify import TrainedFit
 from tinc_codec.model import torch_wavelet
 from tinc_codec.model.features import feature_levels, feature_step
 
 RATIO = 64.0
-SAMPLES = 32768
+SAMPLES = 65536
+"""Voxels per step."""
 WEIGHT_LEVELS = 32
 """Integers on either side of zero."""
 _TENSOR_BYTES = 3
 _CONTROL_EVERY = 20
-_ROUNDING_SHARE = 0.3
+_SETTLING_SHARE = 0.3
+_NETWORK_RATE = 0.005
 
 Row = dict[str, Any]
 
@@ -54,7 +58,7 @@ class Setting:
     skip : bool
         Whether the first channel is added to the output, and starts as the closed form.
     learning_rate : float
-        Of the coefficients in quantiser steps; a tenth of it for the weights.
+        Of the coefficients, in quantiser steps.
     """
 
     channels: int
@@ -62,7 +66,7 @@ class Setting:
     hidden: tuple[int, ...]
     frequencies: int
     skip: bool
-    learning_rate: float = 0.1
+    learning_rate: float = 0.05
 
 
 SETTINGS = (
@@ -81,15 +85,13 @@ class Network(torch.nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         widths = (setting.channels + 6 * setting.frequencies, *setting.hidden, 1)
-        self.layers = torch.nn.ModuleList(
-            torch.nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in pairwise(widths))
         if setting.skip:
             torch.nn.init.zeros_(self.layers[-1].weight)
             torch.nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x: torch.Tensor, rounded: bool) -> torch.Tensor:
-        """Evaluate at voxels [n, input]; with rounded weights the gradient goes straight through."""
+        """Evaluate at voxels [n, input]; the gradient goes straight through rounded weights."""
         for number, layer in enumerate(self.layers):
             weight, bias = layer.weight, layer.bias
             if rounded:
@@ -161,34 +163,31 @@ class Joint:
         optimiser = torch.optim.Adam(
             [
                 {"params": [self._symbols], "lr": setting.learning_rate},
-                {"params": list(self._network.parameters()), "lr": 0.1 * setting.learning_rate},
+                {"params": list(self._network.parameters()), "lr": _NETWORK_RATE},
             ],
             betas=(0.9, 0.99),
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self._steps)
-        rounding_from = round(self._steps * (1 - _ROUNDING_SHARE))
+        settling_from = round(self._steps * (1 - _SETTLING_SHARE))
         scale = len(self._values) / SAMPLES / self._step**2
         for number in range(self._steps):
-            rounded = number >= rounding_from
             chosen = torch.randint(len(self._values), (SAMPLES,), generator=self._generator)
             optimiser.zero_grad()
-            decoded = self._decode(self._seen(rounded), chosen, rounded)
+            if number == settling_from:
+                # As in `fit.sparsify`: survivors grow back from what the penalty made of them.
+                self._open *= self._symbols.detach().abs() >= 0.5
+            settling = number >= settling_from
+            decoded = self._decode(self._symbols * self._open, chosen, settling)
             error = decoded.clamp(0, 1) - self._values[chosen]
-            rate = torch.log2(1 + self._symbols.abs()).sum()
-            (scale * error.square().sum() + self._strength * rate).backward()
+            loss = scale * error.square().sum()
+            if not settling:
+                loss = loss + self._strength * torch.log2(1 + self._symbols.abs()).sum()
+            loss.backward()
             optimiser.step()
             schedule.step()
-            if number % _CONTROL_EVERY == _CONTROL_EVERY - 1:
+            if number % _CONTROL_EVERY == _CONTROL_EVERY - 1 and not settling:
                 self._control()
         return self._measure()
-
-    def _seen(self, rounded: bool) -> torch.Tensor:
-        symbols = self._symbols * self._open
-        if not rounded:
-            return symbols
-        # What rate-distortion zeroing is about to do, for the gradient's sake without contexts.
-        nearest = torch.sign(symbols) * torch.floor(symbols.abs() + 0.4)
-        return symbols + (nearest - symbols).detach()
 
     def _decode(self, symbols: torch.Tensor, chosen: torch.Tensor, rounded: bool) -> torch.Tensor:
         channels = torch_wavelet.inverse(symbols * self._step).flatten(1)[:, chosen]
@@ -236,11 +235,13 @@ class Joint:
 _ZEROING = 0.1
 
 
-def features_alone(problem: Problem, size_bytes: int) -> float:
-    """PSNR of the closed form at a size."""
-    code = fit_to_size(FeatureFit(problem.target, 1), size_bytes, 4)
-    assert code is not None
-    return problem.psnr(code.values)
+def features_alone(problem: Problem, size_bytes: int) -> Row:
+    """PSNR of features without a network at a size, in closed form and after a descent."""
+    codes = {
+        "psnr_closed_form": fit_to_size(FeatureFit(problem.target, 1), size_bytes, 6),
+        "psnr_descent": fit_to_size(DescentFit(problem.target, 1), size_bytes, 40),
+    }
+    return {name: problem.psnr(code.values) for name, code in codes.items() if code is not None}
 
 
 def main() -> None:
@@ -248,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     volumes.add_arguments(parser)
     parser.set_defaults(crop=64, volumes=["mri_t1", "ct_cranium"])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -259,8 +260,8 @@ def main() -> None:
         problem = Problem.of(volume, RATIO)
         for setting in SETTINGS:
             row = Joint(problem, setting, arguments.steps, arguments.seed).run()
-            row["psnr_features_alone"] = features_alone(problem, row["size_bytes"])
-            rows.append({"volume": name, **asdict(setting), **row})
+            alone = features_alone(problem, row["size_bytes"])
+            rows.append({"volume": name, **asdict(setting), **row, **alone})
             console.print(rows[-1])
             records.save("fvsrn", rows, crop=arguments.crop, ratio=RATIO, steps=arguments.steps)
 

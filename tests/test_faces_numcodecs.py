@@ -8,6 +8,7 @@ import pytest
 
 from tests.faces import CODEC, assert_close, smooth_volume
 from tinc_codec import TINC, ConfigError, FormatError, LimitError, UnsupportedDataError, config
+from tinc_codec.metrics import measure
 
 CODECS = [
     TINC(ratio=64),
@@ -109,6 +110,30 @@ def test_a_chunk_comes_back_in_its_dtype_byte_order_and_memory_order(dtype, orde
     assert decoded.dtype == original.dtype
     assert decoded.flags.f_contiguous == original.flags.f_contiguous
     np.testing.assert_array_equal(original, before)
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        TINC(ratio=8, effort=0, model="tree"),
+        TINC(ratio=8, effort=0, model="features"),
+        TINC(psnr=45, effort=0),
+        TINC(max_error=0.5, effort=0),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("dtype", ["u1", ">f4"])
+def test_every_promise_and_model_goes_through(codec, dtype):
+    original = smooth_volume((16, 16, 16), dtype)
+    encoded = codec.encode(original)
+    decoded = codec.decode(encoded)
+    assert_close(original, decoded)
+    params = codec.params
+    if params.ratio is not None:
+        assert len(encoded) <= original.nbytes / params.ratio
+    quality = measure(original, decoded)
+    assert quality.psnr >= (params.psnr or 0)
+    assert quality.max_error <= (params.max_error or np.inf)
 
 
 def test_a_view_of_the_users_array_is_neither_copied_back_nor_changed():

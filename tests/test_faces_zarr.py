@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.faces import CHUNKS, CODEC, assert_close, smooth_volume
-from tinc_codec import FormatError, UnsupportedDataError
+from tinc_codec import TINC, FormatError, TargetError, UnsupportedDataError
+from tinc_codec.metrics import measure
 
 zarr = pytest.importorskip("zarr", minversion="3.1")
 
@@ -61,6 +62,49 @@ def test_a_volume_comes_back_after_reopening(tmp_path, door):
     index_bytes = 2 * 16 + 4
     for file in chunk_files(tmp_path / "a.zarr"):
         assert file.stat().st_size <= (2 if "shards" in door else 1) * 16**3 * 4 / 8 + index_bytes
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [TINC(psnr=40, effort=0), TINC(max_error=2, effort=0), TINC(ratio=8, effort=0, model="tree")],
+    ids=repr,
+)
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_promise_is_one_about_every_chunk(tmp_path, zarr_format, codec):
+    original = smooth_volume(SHAPE)
+    original[:16] /= 50
+    original[5:8, 3] = np.nan
+    doors = {2: {"compressors": codec}, 3: {"serializer": codec, "compressors": None}}
+    zarr.create_array(
+        tmp_path / "a.zarr",
+        data=original,
+        chunks=CHUNKS,
+        zarr_format=zarr_format,
+        **doors[zarr_format],
+    )
+    decoded = zarr.open(tmp_path / "a.zarr", mode="r")[:]
+    np.testing.assert_array_equal(np.isnan(decoded), np.isnan(original))
+    for start in range(0, SHAPE[0], CHUNKS[0]):
+        chunk = slice(start, start + CHUNKS[0])
+        quality = measure(original[chunk], decoded[chunk])
+        assert quality.psnr >= (codec.params.psnr or 0)
+        assert quality.max_error <= (codec.params.max_error or np.inf)
+    for file in chunk_files(tmp_path / "a.zarr"):
+        assert file.stat().st_size <= 16**3 * 4 / (codec.params.ratio or 1)
+
+
+def test_a_promise_that_cannot_be_kept_leaves_the_old_chunk(tmp_path, door):
+    codec = TINC(psnr=300, effort=0)
+    options = {key: codec if value is CODEC else value for key, value in DOORS[door].items()}
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=SHAPE, chunks=CHUNKS, dtype="f4", **options
+    )
+    array[:] = 3.25
+    before = [file.read_bytes() for file in chunk_files(tmp_path / "a.zarr")]
+    with pytest.raises(TargetError, match="psnr=300 dB"):
+        array[:16] = np.random.default_rng(0).random(CHUNKS)
+    assert [file.read_bytes() for file in chunk_files(tmp_path / "a.zarr")] == before
+    assert (zarr.open(tmp_path / "a.zarr", mode="r")[:] == np.float32(3.25)).all()
 
 
 @pytest.mark.parametrize("dtype", ["u1", ">u2", "<i2", ">i4", "<f2", ">f4", "<f8"])

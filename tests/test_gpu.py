@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.faces import smooth_volume
+from tests.faces import brain, smooth_volume
 from tests.trees import SHAPE, draw, info_for, some_blocks, some_parameters, some_weights
 from tinc_codec import config
 from tinc_codec.bitstream.header import read_stream
 from tinc_codec.codec import decode_chunk, decode_chunks, encode_chunk, encode_chunks
 from tinc_codec.fit.gradient import FusedGradient, TorchGradient
+from tinc_codec.metrics import max_error, psnr
+from tinc_codec.model import torch_wavelet
+from tinc_codec.model import wavelet as compiled_wavelet
 from tinc_codec.model.evaluate import evaluate
+from tinc_codec.model.features import TOLERANCE as FEATURES_TOLERANCE
 from tinc_codec.params import EncodingParams
 
 pytestmark = [
@@ -20,20 +24,24 @@ pytestmark = [
 QUICK = EncodingParams(ratio=8, effort=0)
 # docs/format.md §7.6, for each of the two.
 TOLERANCE = 2 * 2.0**-16
+SLACK = {"tree": TOLERANCE, "features": FEATURES_TOLERANCE}
+
+both_models = pytest.mark.parametrize("model", SLACK)
 
 
+@both_models
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "<f2", ">f4", "<f8"])
 @pytest.mark.parametrize("shape", [(20, 17, 24), (3, 9, 16, 8), (60, 50), (900,)])
-def test_decoding_agrees(dtype, shape):
+def test_decoding_agrees(dtype, shape, model):
     array = smooth_volume(shape, dtype)
     with config.set(device="cpu"):
-        stream = encode_chunk(array, QUICK)
+        stream = encode_chunk(array, EncodingParams(ratio=8, effort=0, model=model))
         expected = decode_chunk(stream)
     with config.set(device="cuda"):
         found = decode_chunk(stream)
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
-    allowed = TOLERANCE * float(np.ptp(array.astype("f8")))
+    allowed = SLACK[model] * float(np.ptp(array.astype("f8")))
     allowed += 1 if array.dtype.kind in "iu" else 0.1 if array.dtype.itemsize == 2 else 0
     assert np.abs(found.astype("f8") - expected.astype("f8")).max() <= allowed
 
@@ -74,21 +82,65 @@ def test_gradients_agree(masked):
         torch.testing.assert_close(b.cpu(), a, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
 
 
-def test_a_fit_keeps_its_promise_and_its_quality():
+@pytest.mark.parametrize("grid", [(1, 1, 900), (13, 8, 9), (64, 64, 64), (3, 40, 61)])
+def test_inverse_wavelets_agree(grid):
+    rng = np.random.default_rng(0)
+    coefficients = compiled_wavelet.forward(rng.random((2, *grid), dtype=np.float32))
+    expected = compiled_wavelet.inverse(coefficients)
+    found = torch_wavelet.inverse(torch.from_numpy(coefficients).cuda()).cpu().numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=FEATURES_TOLERANCE)
+
+
+@both_models
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "<f4", "<f8"])
+@pytest.mark.parametrize(("encoder", "decoder"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_promises_made_on_one_device_hold_on_the_other(dtype, encoder, decoder, model):
+    array = (brain(32) * 100.0).astype(dtype) if dtype != "u1" else brain(32)
+    for target in ({"psnr": 22.0}, {"max_error": 0.25}, {"max_error": 9.0}):
+        params = EncodingParams(effort=0, model=model, **target)
+        with config.set(device=encoder):
+            stream = encode_chunk(array, params)
+        with config.set(device=decoder):
+            found = decode_chunk(stream)
+        if params.psnr is not None:
+            assert psnr(array, found) >= params.psnr
+        else:
+            assert max_error(array, found) <= params.max_error
+
+
+def test_chunks_of_all_models_are_decoded_together():
+    arrays = [brain(24), smooth_volume((24, 24, 24)), smooth_volume((2, 20, 20, 20))]
+    with config.set(device="cpu"):
+        streams = [
+            encode_chunk(array, EncodingParams(ratio=8, effort=0, model=model))
+            for array in arrays
+            for model in ("tree", "features", "tree")
+        ]
+        expected = decode_chunks(streams)
+    with config.set(device="cuda"):
+        found = decode_chunks(streams)
+    for one, other in zip(found, expected, strict=True):
+        allowed = TOLERANCE * float(np.ptp(other.astype("f8"))) + (other.dtype.kind == "u")
+        assert np.abs(one.astype("f8") - other.astype("f8")).max() <= allowed
+
+
+@both_models
+def test_a_fit_keeps_its_promise_and_its_quality(model):
     array = smooth_volume((24, 24, 24))
-    psnr = {}
+    reached = {}
     for device in ("cpu", "cuda"):
         with config.set(device=device):
-            stream = encode_chunk(array, EncodingParams(ratio=16, effort=1))
+            stream = encode_chunk(array, EncodingParams(ratio=16, effort=1, model=model))
         assert len(stream) * 16 <= array.nbytes
-        psnr[device] = read_stream(stream, max_decoded_bytes=1 << 30).psnr
-    assert psnr["cuda"] > psnr["cpu"] - 2
+        reached[device] = read_stream(stream, max_decoded_bytes=1 << 30).psnr
+    assert reached["cuda"] > reached["cpu"] - 2
 
 
-def test_a_batch_on_a_gpu():
+@both_models
+def test_a_batch_on_a_gpu(model):
     arrays = [smooth_volume((16, 16, 16)) * scale for scale in (1, 2, 5)]
     with config.set(device="cuda"):
-        streams = encode_chunks(arrays, QUICK)
+        streams = encode_chunks(arrays, EncodingParams(ratio=8, effort=0, model=model))
     for stream, array in zip(streams, arrays, strict=True):
         assert len(stream) * 8 <= array.nbytes
         with config.set(device="cpu"):

@@ -40,6 +40,58 @@ def test_the_codec_object_loads_only_numpy_and_numcodecs():
     assert not {*HEAVY} & {*run_fresh(code)}
 
 
+ENCODE = """
+import sys, pathlib, numpy as np
+from tinc_codec.codec import encode_chunk
+from tinc_codec.params import EncodingParams
+axes = np.meshgrid(*[np.linspace(0, 3, 16)] * 3, indexing="ij")
+volume = (np.sin(axes[0]) + axes[1] * axes[2]).astype("f4")
+promises = {
+    "tree": {"ratio": 8, "model": "tree"},
+    "features": {"ratio": 8},
+    "bound": {"max_error": 0.01},
+}
+for name, promise in promises.items():
+    stream = encode_chunk(volume, EncodingParams(effort=0, **promise))
+    pathlib.Path(sys.argv[1], name).write_bytes(stream)
+"""
+
+DECODE = """
+import os, pathlib
+os.environ["TINC_DEVICE"] = "cpu"
+from tinc_codec.codec import decode_chunk, decode_region
+for name in {names!r}:
+    stream = pathlib.Path({folder!r}, name).read_bytes()
+    assert decode_chunk(stream).shape == (16, 16, 16)
+    assert decode_region(stream, [slice(2, 5)] * 3).shape == (3, 3, 3)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_decoding_loads_neither_the_encoder_nor_torch(tmp_path):
+    subprocess.run([sys.executable, "-c", ENCODE, str(tmp_path)], check=True)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["bound", "features", "tree"]
+    loaded = run_fresh(DECODE.format(names=names, folder=str(tmp_path)))
+    assert "torch" not in loaded
+    assert not [name for name in loaded if name.startswith("tinc_codec.fit")]
+    assert "tinc_codec.model.features" in loaded
+    assert "tinc_codec.quantise.corrections" in loaded
+
+
+def test_encoding_features_loads_no_torch():
+    code = (
+        "import numpy as np\n"
+        "from tinc_codec import TINC, config\n"
+        "config.set(device='cpu')\n"
+        "chunk = np.arange(4096, dtype='f4').reshape(16, 16, 16) % 97\n"
+        "for promise in ({'ratio': 8}, {'psnr': 40}, {'max_error': 0.5}):\n"
+        "    TINC(**promise).encode(chunk)\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    assert "torch" not in run_fresh(code)
+
+
 def test_public_names():
     assert set(tinc_codec.__all__) <= set(dir(tinc_codec))
     for name in tinc_codec.__all__:

@@ -94,6 +94,16 @@ BAD = [
     *(({"psnr": bad}, "psnr=") for bad in ("40", True, [40])),
     *(({"max_error": bad}, "max_error=") for bad in (-1e-300, np.inf, True, [0])),
     *(({"model": bad}, "model=.*auto, tree, features") for bad in ("Tree", "siren", None, True)),
+    *(
+        ({"model": "features", **setting}, rf'{name}=.* is a setting of trees, .*model="features"')
+        for name, setting in {
+            "levels": {"levels": 2, "level_split": [2, 1]},
+            "layers": {"layers": 1},
+            "node_split": {"node_split": "equal"},
+            "w0": {"w0": 12},
+            "pruning": {"pruning": "none"},
+        }.items()
+    ),
     *(({"effort": bad}, "effort=.*0 to 9") for bad in (-1, 10, 1.0, True, "4", None, np.bool_(1))),
     *(({"levels": bad}, 'levels=.*1 to 6 or "auto"') for bad in (0, 7, 2.0, True, "Auto", None)),
     *(({"layers": bad}, "layers=") for bad in (0, 9, 1.5, "two", None, True)),

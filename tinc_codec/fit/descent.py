@@ -13,16 +13,26 @@ import numpy as np
 import torch
 
 from tinc_codec.entropy.bands import Level, low_pass_slices
-from tinc_codec.fit.features import ABOVE, BELOW, FREE, LMBDA, FeatureFit, FeatureTarget
+from tinc_codec.fit.features import (
+    ABOVE,
+    BELOW,
+    FREE,
+    LMBDA,
+    FeatureCode,
+    FeatureFit,
+    FeatureTarget,
+    fit_to_size,
+)
 from tinc_codec.model import torch_wavelet
 from tinc_codec.model.features import Features, coefficients_of, feature_levels
 from tinc_codec.model.wavelet import level_shapes
 
 Grid = tuple[int, int, int]
 
+_CLOSED_PASSES = 3
 _SHARE = 0.2
-"""Of the coefficients, drawn anew for each pass. Those that ask at once interfere: the sums over rows
-of the normalised Gram matrix reach 8, and a descent with a share of 2 / 8 could run away."""
+"""Of the coefficients, drawn anew for each pass. Those that ask at once interfere: the normalised
+Gram matrix has eigenvalues up to 8, so that a share above 2 / 8 could make the descent run away."""
 
 
 class DescentFit(FeatureFit):
@@ -35,10 +45,18 @@ class DescentFit(FeatureFit):
     lmbda : float
     seed : int
         Of the order in which coefficients take their turn.
+    start_code : int, optional
+        Code of the step to begin with; a coarse step far from the final one does harm that takes
+        many passes to undo.
     """
 
     def __init__(
-        self, target: FeatureTarget, threads: int, lmbda: float = LMBDA, seed: int = 0
+        self,
+        target: FeatureTarget,
+        threads: int,
+        lmbda: float = LMBDA,
+        seed: int = 0,
+        start_code: int | None = None,
     ) -> None:
         super().__init__(target, threads, lmbda)
         _, z, y, x = target.values.shape
@@ -46,6 +64,11 @@ class DescentFit(FeatureFit):
         self._adjoint = Adjoint(target.values.shape)
         self._generator = np.random.default_rng(seed)
         self._last: Features | None = None
+        self._start_code = start_code
+
+    def first_code(self, size_bytes: float) -> int:
+        """Return the step to begin with."""
+        return super().first_code(size_bytes) if self._start_code is None else self._start_code
 
     @property
     def learns(self) -> bool:
@@ -70,19 +93,53 @@ class DescentFit(FeatureFit):
         stored = coefficients_of(
             Features(last.symbols.copy(), last.step_code, last.centroids, last.shifts)
         )
-        asked = stored + self._adjoint(self._missing(values)) / self._norms
+        asked = stored + self._adjoint(missing_of(self._target, values)) / self._norms
         turn = self._generator.random(asked.shape, dtype=np.float32) < _SHARE
         np.copyto(self._coefficients, asked, where=turn)
 
-    def _missing(self, values: np.ndarray) -> np.ndarray:
-        """Return what the decoded values lack, 0 where they meet what is demanded."""
-        missing = self._target.values - values
-        demands = self._target.demands
-        if demands is not None:
-            np.minimum(missing, 0, out=missing, where=demands == BELOW)
-            np.maximum(missing, 0, out=missing, where=demands == ABOVE)
-            missing[demands == FREE] = 0
-        return missing
+
+def descend_to_size(
+    target: FeatureTarget, limit_bytes: int, passes: int, threads: int, seed: int = 0
+) -> FeatureCode | None:
+    """Find the best features whose section has at most `limit_bytes`; None where none has.
+
+    Parameters
+    ----------
+    target : FeatureTarget
+    limit_bytes : int
+    passes : int
+        Of the descent, at least 1. What the closed form gives is kept where that is better, as it
+        can be in a few hundred bytes.
+    threads : int
+    seed : int
+    """
+    closed = fit_to_size(FeatureFit(target, threads), limit_bytes, _CLOSED_PASSES)
+    if closed is None:
+        return None
+    start_code = code_of(closed.section)
+    descent = DescentFit(target, threads, seed=seed, start_code=start_code)
+    descended = fit_to_size(descent, limit_bytes, passes)
+    if descended is None:
+        return closed
+    return min(
+        closed, descended, key=lambda code: float(np.linalg.norm(missing_of(target, code.values)))
+    )
+
+
+def code_of(section: bytes) -> int:
+    """Return the code of a features section's step; `docs/format.md` §9."""
+    return int.from_bytes(section[:2], "little")
+
+
+def missing_of(target: FeatureTarget, values: np.ndarray) -> np.ndarray:
+    """Return what decoded values lack, float32, 0 where they meet what is demanded."""
+    missing = target.values - values
+    demands = target.demands
+    if demands is not None:
+        np.minimum(missing, 0, out=missing, where=demands == BELOW)
+        np.maximum(missing, 0, out=missing, where=demands == ABOVE)
+        missing[demands == FREE] = 0
+    return missing
 
 
 class Adjoint:

@@ -16,6 +16,7 @@ import torch
 
 from tinc_codec.entropy.bands import low_pass_slices
 from tinc_codec.errors import ConfigError
+from tinc_codec.fit.descent import code_of
 from tinc_codec.fit.features import (
     ABOVE,
     BELOW,
@@ -149,7 +150,7 @@ def train_coefficients(
     if code is None:
         return None
     finer = -64 * math.log2(plan.coarseness)
-    step_code = closed.clip(int.from_bytes(code.section[:2], "little") + finer)
+    step_code = closed.clip(code_of(code.section) + finer)
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

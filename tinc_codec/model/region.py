@@ -101,14 +101,13 @@ def open_sections(header: Header) -> OpenChunk:
 class ChunkCache:
     """The most recently used opened chunks, found by the bytes of their streams; thread-safe.
 
-    Parameters
+    Attributes
     ----------
-    limit_bytes : int
-        What the chunks and their streams may take together; a larger one is not kept.
+    size_bytes : int
+        What the chunks and their streams take together.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
+    def __init__(self) -> None:
         self.size_bytes = 0
         self._chunks: OrderedDict[bytes, OpenChunk] = OrderedDict()
         self._lock = threading.Lock()
@@ -116,7 +115,7 @@ class ChunkCache:
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def open(self, stream: bytes, header: Header) -> OpenChunk:
+    def open(self, stream: bytes, header: Header, limit_bytes: int = CACHE_BYTES) -> OpenChunk:
         """Return the chunk of a stream, opened now or before.
 
         Parameters
@@ -125,6 +124,8 @@ class ChunkCache:
             The whole stream: equal bytes are one chunk, so that nothing can be mistaken.
         header : Header
             What `read_stream` made of it.
+        limit_bytes : int
+            How large the cache may be afterwards; a chunk that is larger is not kept.
 
         Raises
         ------
@@ -140,10 +141,10 @@ class ChunkCache:
         chunk = open_sections(header)
         n_bytes = chunk.size_bytes + len(stream)
         with self._lock:
-            if n_bytes <= self.limit_bytes and stream not in self._chunks:
+            if n_bytes <= limit_bytes and stream not in self._chunks:
                 self._chunks[stream] = chunk
                 self.size_bytes += n_bytes
-            while self.size_bytes > self.limit_bytes:
+            while self.size_bytes > limit_bytes:
                 oldest, dropped = self._chunks.popitem(last=False)
                 self.size_bytes -= dropped.size_bytes + len(oldest)
         return chunk
@@ -159,7 +160,7 @@ class ChunkCache:
         self._lock = threading.Lock()
 
 
-CACHE = ChunkCache(CACHE_BYTES)
+CACHE = ChunkCache()
 """The chunks that this process has opened."""
 
 if hasattr(os, "register_at_fork"):
