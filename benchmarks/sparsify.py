@@ -1,7 +1,7 @@
 """Learnt sparsity of features against rate-distortion zeroing, at equal bytes.
 
-python -m benchmarks.sparsify --crop 64            # about 3 minutes on one core
-python -m benchmarks.sparsify --crop 64 --sweep    # other settings too, 15 minutes
+python -m benchmarks.sparsify --crop 64      # about 3 minutes on one core
+python -m benchmarks.sparsify --crop 64 --sweep --volumes mri_t1 --name sparsify_sweep
 
 Ways to choose the symbols of a features section:
 
@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import records, volumes
-from tinc_codec.fit.descent import DescentFit
+from tinc_codec.fit.descent import descend_to_size
 from tinc_codec.fit.features import (
     LMBDA,
     FeatureCode,
@@ -86,12 +86,13 @@ class Problem:
 
 def closed_form(problem: Problem) -> Iterator[Row]:
     """Measure the closed form and the descent that starts from it."""
-    for passes in (PASSES, *DESCENT_PASSES):
+    begin = time.process_time()
+    code = fit_to_size(FeatureFit(problem.target, 1), problem.limit, PASSES)
+    yield problem.row("closed", code, time.process_time() - begin, passes=PASSES)
+    for passes in DESCENT_PASSES:
         begin = time.process_time()
-        way = "closed" if passes == PASSES else "descent"
-        kind = FeatureFit if way == "closed" else DescentFit
-        code = fit_to_size(kind(problem.target, 1), problem.limit, passes)
-        yield problem.row(way, code, time.process_time() - begin, passes=passes)
+        code = descend_to_size(problem.target, problem.limit, passes, 1)
+        yield problem.row("descent", code, time.process_time() - begin, passes=passes)
 
 
 def trained(problem: Problem, plan: SparsifyPlan) -> Iterator[Row]:
@@ -130,6 +131,7 @@ def main() -> None:
     volumes.add_arguments(parser)
     parser.set_defaults(crop=64, volumes=["mri_t1", "ct_cranium", "mni152_t1"])
     parser.add_argument("--sweep", action="store_true", help="other settings too")
+    parser.add_argument("--name", default="sparsify", help="stem of the results' file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
@@ -141,7 +143,7 @@ def main() -> None:
             for row in way:
                 rows.append({"volume": name, "limit_bytes": problem.limit, **row})
                 console.print(rows[-1])
-        records.save("sparsify", rows, crop=arguments.crop, ratio=RATIO)
+        records.save(arguments.name, rows, crop=arguments.crop, ratio=RATIO)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ MAX_LEVELS = 6
 MAX_LAYERS = 8
 MAX_W0 = 1000.0
 MODELS = ("auto", "tree", "features")
+_OF_TREES = ("levels", "layers", "level_split", "node_split", "w0", "pruning")
 NODE_SPLITS = ("auto", "equal", "aoi", "variance")
 PRUNINGS = ("auto", "none", "iterative", "dynamic")
 
@@ -96,6 +97,13 @@ class EncodingParams:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.model == "features":
+            for name in _OF_TREES:
+                if getattr(self, name) != "auto":
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r} is a setting of trees, "
+                        'of which model="features" has none'
+                    )
 
     def to_config(self) -> dict[str, Any]:
         """Return a JSON-able dict of what differs from the defaults; `from_config` reverses it."""

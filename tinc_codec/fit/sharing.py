@@ -82,13 +82,30 @@ def encode_features(work: Work, params: EncodingParams, threads: int) -> Section
     passes = PASSES_BY_EFFORT[params.effort]
     code: FeatureCode | None
     if params.ratio is not None:
-        code = fit_to_size(fit, work.room([Section.FEATURES]), passes)
+        code = _fit_features(target, work.room([Section.FEATURES]), params, threads)
     elif params.psnr is not None:
         code = fit_to_quality(fit, params.psnr + _PSNR_MARGIN, quality_of(work, threads), passes)
     else:
         assert params.max_error is not None
         return _bounded(work, fit, params.max_error, passes)
     return None if code is None else {int(Section.FEATURES): code.section}
+
+
+def _fit_features(
+    target: FeatureTarget, limit_bytes: int, params: EncodingParams, threads: int
+) -> FeatureCode | None:
+    if params.effort >= DESCENT_EFFORT:
+        from tinc_codec.fit.descent import descend_to_size
+
+        passes = DESCENT_PASSES[params.effort - DESCENT_EFFORT]
+        return descend_to_size(target, limit_bytes, passes, threads, params.seed)
+    fit = FeatureFit(target, threads)
+    return fit_to_size(fit, limit_bytes, PASSES_BY_EFFORT[params.effort])
+
+
+DESCENT_EFFORT = 6
+DESCENT_PASSES = (20, 30, 40, 60)
+"""From effort 6 on symbols are chosen as often, by descent."""
 
 
 def quality_of(work: Work, threads: int) -> Callable[[np.ndarray], float]:
@@ -296,9 +313,7 @@ def _shared(
         return {int(Section.TREE): body}
     base = tree_values(body, work, threads)
     target = FeatureTarget(work.values, demands_of(work.values, work.classes), base)
-    code = fit_to_size(
-        FeatureFit(target, threads), room - len(body), PASSES_BY_EFFORT[params.effort]
-    )
+    code = _fit_features(target, room - len(body), params, threads)
     if code is None:
         return None
     return {int(Section.TREE): body, int(Section.FEATURES): code.section}
