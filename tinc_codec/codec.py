@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -40,9 +40,6 @@ __all__ = [
     "encode_chunks",
     "open_chunk",
 ]
-
-SMALLEST_FEATURES = 8
-"""Bytes that a features section has at least."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +111,7 @@ def encode_chunks(arrays: Sequence[Any], params: EncodingParams) -> list[bytes]:
                     job.info,
                     job.classes,
                     partial(_room, job),
+                    partial(_refuse, job),
                 )
                 for job in jobs
             ]
@@ -140,21 +138,29 @@ def _check_limit(size_bytes: int, limit_bytes: int | None, array: np.ndarray) ->
     )
 
 
-def _room(job: _Job, ids: Sequence[int]) -> int:
-    """Count the bytes left for the bodies of some model sections together."""
-    from tinc_codec.model.budget import smallest_section
+def _total(job: _Job, models: Mapping[int, int]) -> int:
+    """Count the bytes of a stream from the lengths of its model sections."""
+    lengths = {section: len(body) for section, body in job.sections.items()} | dict(models)
+    return overhead_bytes(job.info, lengths) + sum(lengths.values())
 
+
+def _room(job: _Job, ids: Sequence[int]) -> int:
+    """Count the bytes left for the bodies of some model sections together; at most 0: none."""
     assert job.limit_bytes is not None
-    lengths = {section: len(body) for section, body in job.sections.items()}
 
     def others(model_bytes: int) -> int:
-        declared = {**lengths, **dict.fromkeys(ids, model_bytes)}
-        return overhead_bytes(job.info, declared) + sum(lengths.values())
+        most = max(1, model_bytes)
+        return _total(job, dict.fromkeys(ids, most)) - most * len(ids)
 
-    least = min(smallest_section(job.info.batched_shape), SMALLEST_FEATURES)
-    _check_limit(others(least) + least, job.limit_bytes, job.array)
     # The length of the section's length depends on itself: the second answer never grows it.
-    return job.limit_bytes - others(job.limit_bytes - others(least))
+    return job.limit_bytes - others(job.limit_bytes - others(1))
+
+
+def _refuse(job: _Job, least: Mapping[int, int]) -> NoReturn:
+    """Say that model sections cannot be as short as the limit asks; how short they can be."""
+    size_bytes = _total(job, least)
+    _check_limit(size_bytes, job.limit_bytes, job.array)
+    raise TargetError(f"a chunk of shape {job.array.shape} does not fit {job.limit_bytes} bytes")
 
 
 def _seal(job: _Job, models: Mapping[int, bytes], params: EncodingParams) -> bytes:

@@ -139,6 +139,12 @@ class FeatureFit:
         features = Features(symbols, code, tuple(centroids), self._shifts)
         return features, sum(choice.size_bits for choice in choices)
 
+    def coarsest(self) -> Features:
+        """Return the shortest features there are: all symbols are 0."""
+        shape = self._target.values.shape
+        centroids = tuple((0, 0) for _ in self._levels)
+        return Features(np.zeros(shape, np.int32), 0, centroids, self._shifts)
+
     def decode(self, features: Features) -> np.ndarray:
         """Evaluate features, base included; float32 [B, z, y, x], not clipped."""
         copy = Features(
@@ -210,6 +216,9 @@ def fit_to_size(fit: FeatureFit, limit_bytes: int, passes: int) -> FeatureCode |
                 break
         code = following
     if best is None:
+        features = fit.coarsest()
+        best = fit.write(features), features
+    if len(best[0]) > limit_bytes:
         return None
     return FeatureCode(best[0], fit.decode(best[1]))
 

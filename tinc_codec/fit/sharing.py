@@ -1,8 +1,9 @@
 """Chunks -> model sections that keep a promise: what goes to hyper layers, what to features."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
 from tinc_codec.fit.features import (
     BOUNDED_LMBDA,
-    LMBDA,
     FeatureCode,
     FeatureFit,
     FeatureTarget,
@@ -57,7 +57,10 @@ class Work:
         Of as many voxels; not 0 where a voxel does not count.
     room : callable
         From the ids of sections to the bytes that their bodies may have together, where a ratio
-        is asked for.
+        is asked for; none where that is not positive.
+    refuse : callable
+        From the least bytes per section id that the chunk can have to a `TargetError` that says
+        so; never returns.
     """
 
     original: np.ndarray
@@ -65,6 +68,7 @@ class Work:
     info: ChunkInfo
     classes: np.ndarray | None
     room: Callable[[Sequence[int]], int]
+    refuse: Callable[[Mapping[int, int]], NoReturn]
 
     @property
     def counted(self) -> np.ndarray | None:
@@ -76,17 +80,17 @@ def encode_features(work: Work, params: EncodingParams, threads: int) -> Section
     """Encode a chunk as features alone; None where they cannot be short or fine enough."""
     if math.prod(work.values.shape[1:]) > MAX_VOXELS:
         return None
-    lmbda = LMBDA if params.max_error is None else BOUNDED_LMBDA
     target = FeatureTarget(work.values, demands_of(work.values, work.classes))
-    fit = FeatureFit(target, threads, lmbda)
     passes = PASSES_BY_EFFORT[params.effort]
     code: FeatureCode | None
     if params.ratio is not None:
         code = _fit_features(target, work.room([Section.FEATURES]), params, threads)
     elif params.psnr is not None:
+        fit = FeatureFit(target, threads)
         code = fit_to_quality(fit, params.psnr + _PSNR_MARGIN, quality_of(work, threads), passes)
     else:
         assert params.max_error is not None
+        fit = FeatureFit(target, threads, BOUNDED_LMBDA)
         return _bounded(work, fit, params.max_error, passes)
     return None if code is None else {int(Section.FEATURES): code.section}
 
@@ -94,6 +98,8 @@ def encode_features(work: Work, params: EncodingParams, threads: int) -> Section
 def _fit_features(
     target: FeatureTarget, limit_bytes: int, params: EncodingParams, threads: int
 ) -> FeatureCode | None:
+    if limit_bytes < 1:
+        return None
     if params.effort >= DESCENT_EFFORT:
         from tinc_codec.fit.descent import descend_to_size
 
@@ -150,6 +156,10 @@ def encode_trees_alone(
     """
     if params.ratio is not None:
         limits = [work.room([Section.TREE]) for work in works]
+        for work, limit in zip(works, limits, strict=True):
+            least = smallest_section(work.values.shape)
+            if limit < least:
+                work.refuse({Section.TREE: least})
         bodies = _fit_trees(works, limits, params, device, threads)
         return [{int(Section.TREE): body} for body in bodies]
     return [_search_tree(work, params, device, threads) for work in works]
@@ -334,10 +344,9 @@ def _fallback(work: Work, params: EncodingParams, device: str, threads: int) -> 
             f"psnr={params.psnr:g} dB is beyond what float32 arithmetic reaches on this chunk; "
             "use a lossless codec for such data"
         )
-    if params.model == "features":
-        room = work.room([Section.FEATURES])
-        raise TargetError(
-            f"features for a chunk of {work.original.shape} voxels do not fit {room} bytes; use "
-            "larger chunks or a smaller ratio"
-        )
+    fit = FeatureFit(FeatureTarget(work.values, None), threads)
+    features = len(fit.write(fit.coarsest()))
+    least = smallest_section(work.values.shape)
+    if params.model == "features" or (features < least and work.room([Section.TREE]) < least):
+        work.refuse({Section.FEATURES: features})
     return encode_trees_alone([work], params, device, threads)[0]
