@@ -82,6 +82,7 @@ def _processor() -> str:
 
 
 def commit() -> str | None:
+    """Name the commit of the working tree, with `-dirty` where it has changes."""
     answer = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=RESULTS.parent,
