@@ -13,6 +13,7 @@ from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import decode_chunk, decode_chunks, encode_chunk, encode_chunks
 from tinc_codec.fit import plan as plan_module
 from tinc_codec.fit.features import FeatureFit, FeatureTarget
+from tinc_codec.fit.sharing import TREE_EFFORT
 from tinc_codec.model import torch_wavelet
 from tinc_codec.model.evaluate import evaluate_torch
 from tinc_codec.model.features import (
@@ -28,8 +29,6 @@ from tinc_codec.params import MAX_EFFORT, EncodingParams
 
 MODELS = ("auto", "tree", "features")
 SECTIONS = {"tree": Section.TREE, "features": Section.FEATURES}
-SHARING_EFFORT = 5
-"""From here on "auto" tries trees."""
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def waves(edge: int) -> np.ndarray:
 class TestModels:
     @pytest.mark.parametrize("model", MODELS)
     @pytest.mark.parametrize("ratio", [8, 60])
-    @pytest.mark.parametrize("effort", [0, SHARING_EFFORT])
+    @pytest.mark.parametrize("effort", [0, TREE_EFFORT])
     def test_each_keeps_the_ratio(self, model, ratio, effort):
         for array in (brain(24), smooth_volume((2, 9, 17, 12)), smooth_volume((6000,), ">i2")):
             chosen = EncodingParams(ratio=ratio, model=model, effort=effort)
@@ -78,13 +77,13 @@ class TestModels:
         for array in (brain(24), waves(24), smooth_volume((24, 24, 24))):
             psnr = {}
             for model in ("auto", "features"):
-                chosen = EncodingParams(ratio=ratio, model=model, effort=SHARING_EFFORT)
+                chosen = EncodingParams(ratio=ratio, model=model, effort=TREE_EFFORT)
                 psnr[model] = header_of(encode_chunk(array, chosen)).psnr
             assert psnr["auto"] >= psnr["features"]
 
     @pytest.mark.parametrize("ratio", [4, 200])
     def test_auto_does_not_depend_on_the_other_chunks(self, ratio):
-        chosen = EncodingParams(ratio=ratio, effort=SHARING_EFFORT)
+        chosen = EncodingParams(ratio=ratio, effort=TREE_EFFORT)
         arrays = [brain(24), waves(24), smooth_volume((24, 24, 24)), waves(24)[::-1]]
         together = encode_chunks(arrays, chosen)
         assert together == [encode_chunk(array, chosen) for array in arrays]
@@ -95,15 +94,13 @@ class TestAuto:
         array = waves(24)
         psnr, sections = {}, {}
         for model in ("auto", "features"):
-            stream = encode_chunk(
-                array, EncodingParams(ratio=120, model=model, effort=SHARING_EFFORT)
-            )
+            stream = encode_chunk(array, EncodingParams(ratio=120, model=model, effort=TREE_EFFORT))
             psnr[model], sections[model] = header_of(stream).psnr, models_of(stream)
         assert Section.TREE in sections["auto"]
         assert psnr["auto"] > psnr["features"] + 3
 
     def test_features_are_used_where_they_pay(self):
-        stream = encode_chunk(brain(32), EncodingParams(ratio=6, effort=SHARING_EFFORT))
+        stream = encode_chunk(brain(32), EncodingParams(ratio=6, effort=TREE_EFFORT))
         assert models_of(stream) == {Section.FEATURES}
 
 

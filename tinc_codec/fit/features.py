@@ -19,6 +19,7 @@ from tinc_codec.model.features import (
     CENTROID_UNIT,
     MAX_STEP_CODE,
     STEPS_PER_OCTAVE,
+    TOLERANCE,
     Features,
     coefficients_of,
     feature_levels,
@@ -138,6 +139,11 @@ class FeatureFit:
             centroids.append((one, more))
         features = Features(symbols, code, tuple(centroids), self._shifts)
         return features, sum(choice.size_bits for choice in choices)
+
+    @property
+    def finest_code(self) -> int:
+        """Code of the finest step that makes sense."""
+        return self._most_code
 
     def coarsest(self) -> Features:
         """Return the shortest features there are: all symbols are 0."""
@@ -290,7 +296,7 @@ def fit_to_quality(
     passes : int
     """
     # An error of a third of a step on average, and 6 dB per octave.
-    code = fit.clip(step_code(3.0 * 10 ** (-psnr / 20)))
+    code = fit.clip(step_code(3.0 * 10 ** (-min(psnr, _MOST_PSNR) / 20)))
     line = _Line(psnr, 5.0 / STEPS_PER_OCTAVE)
     for _ in range(passes):
         features, _ = fit.quantise(code)
@@ -322,6 +328,7 @@ def fit_to_quality(
 
 
 _FAR = 20.0
+_MOST_PSNR = 200.0
 
 
 def fit_to_bound(
@@ -352,7 +359,11 @@ def fit_to_bound(
             found[code] = size, features, values
         return found[code][0]
 
-    starts = [fit.clip(step_code(steps * max(max_error, 2.0**-22))) for steps in _STEPS_PER_BOUND]
+    if max_error < TOLERANCE:
+        # What readers may differ by leaves nothing to features: every voxel is corrected.
+        features = fit.coarsest()
+        return FeatureCode(fit.write(features), fit.decode(features))
+    starts = [fit.clip(step_code(steps * max_error)) for steps in _STEPS_PER_BOUND]
     middle = min(starts, key=total)
     stride = 32
     while len(found) < len(starts) + passes and stride >= 4:

@@ -136,7 +136,11 @@ def _bounded(work: Work, fit: FeatureFit, max_error: float, passes: int) -> Sect
     def size(values: np.ndarray) -> int:
         return size_of(corrections(values), work.info)
 
-    code = fit_to_bound(fit, max_error * scale / span, size, max(3, passes))
+    # Integers round: whatever is within half a unit beyond a whole bound is within it.
+    if work.info.dtype.kind in "iu":
+        max_error = math.floor(max_error)
+    allowed = max_error + 0.5 if work.info.dtype.kind in "iu" else max_error
+    code = fit_to_bound(fit, allowed * scale / span, size, max(3, passes))
     sections: Sections = {int(Section.FEATURES): code.section}
     found = corrections(code.values)
     if len(found):
@@ -339,12 +343,14 @@ def _values_of(sections: Sections, work: Work, threads: int) -> np.ndarray:
 
 def _fallback(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
     """Try a tree where features cannot be short enough."""
-    if params.psnr is not None:
-        raise TargetError(
-            f"psnr={params.psnr:g} dB is beyond what float32 arithmetic reaches on this chunk; "
-            "use a lossless codec for such data"
-        )
     fit = FeatureFit(FeatureTarget(work.values, None), threads)
+    if params.psnr is not None:
+        finest, _ = fit.quantise(fit.finest_code)
+        reached = quality_of(work, threads)(fit.decode(finest))
+        raise TargetError(
+            f"psnr={params.psnr:g} dB is beyond what float32 arithmetic reaches on this chunk, "
+            f"{math.floor(100 * reached) / 100} dB; use a lossless codec for such data"
+        )
     features = len(fit.write(fit.coarsest()))
     least = smallest_section(work.values.shape)
     if params.model == "features" or (features < least and work.room([Section.TREE]) < least):
