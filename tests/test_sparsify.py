@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.test_descent import GRID, squared_error, target_of
+from tinc_codec.codec import decode_chunk, encode_chunk
 from tinc_codec.entropy.bands import low_pass_slices
 from tinc_codec.errors import ConfigError
 from tinc_codec.fit.features import FREE, FeatureFit, FeatureTarget, fit_to_size
@@ -14,8 +15,10 @@ from tinc_codec.fit.sparsify import (
     sparsify_to_size,
     train_coefficients,
 )
+from tinc_codec.metrics import psnr
 from tinc_codec.model.features import coefficients_of, feature_levels, read_features
 from tinc_codec.model.wavelet import inverse
+from tinc_codec.params import EncodingParams
 
 LIMIT = 1500
 
@@ -122,3 +125,19 @@ def test_what_was_pruned_stays_0_and_survivors_are_rounded():
     assert features.symbols[0, 20, 3, 5] == round(0.9 / step)
     assert features.symbols[0, 3, 15, 25] == round(-0.31 / step)
     assert np.count_nonzero(features.symbols) == 2
+
+
+@pytest.mark.parametrize("pruning", ["smallify", "dropout"])
+def test_the_codec_prunes_features_as_asked(pruning):
+    z, y, x = np.mgrid[:16, :16, :16]
+    volume = (np.sin(z / 3) * np.cos(y / 4) + x / 16).astype("f4")
+    stream = encode_chunk(volume, EncodingParams(ratio=12, effort=0, pruning=pruning))
+    assert len(stream) * 12 <= volume.nbytes
+    assert stream != encode_chunk(volume, EncodingParams(ratio=12, effort=0))
+    assert psnr(volume, decode_chunk(stream)) > 20
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 8, "model": "tree"}, {"psnr": 40}, {"max_error": 1}])
+def test_pruning_of_features_needs_features_and_a_size(wrong):
+    with pytest.raises(ConfigError, match="pruning='dropout' prunes features to a size"):
+        EncodingParams(pruning="dropout", **wrong)

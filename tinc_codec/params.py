@@ -18,7 +18,8 @@ MAX_W0 = 1000.0
 MODELS = ("auto", "tree", "features")
 _OF_TREES = ("levels", "layers", "level_split", "node_split", "w0", "pruning")
 NODE_SPLITS = ("auto", "equal", "aoi", "variance")
-PRUNINGS = ("auto", "none", "iterative", "dynamic")
+FEATURE_PRUNINGS = ("smallify", "dropout")
+PRUNINGS = ("auto", "none", "iterative", "dynamic", *FEATURE_PRUNINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,10 @@ class EncodingParams:
         How the bytes of a level are shared among its nodes.
     w0 : float or "auto"
         Frequency factor of the sine layers, in (0, 1000].
-    pruning : {"auto", "none", "iterative", "dynamic"}
-        Schedule by which small weights are removed during the fit.
+    pruning : {"auto", "none", "iterative", "dynamic", "smallify", "dropout"}
+        Schedule by which small weights of a tree are removed during the fit; or how features are
+        pruned while they train: a learnable mask, variational dropout. By default features are
+        zeroed by rate-distortion, which is better and faster.
     seed : int
         Seed of the fit, 0 to 2**32 - 1.
 
@@ -99,11 +102,16 @@ class EncodingParams:
             object.__setattr__(self, name, value)
         if self.model == "features":
             for name in _OF_TREES:
-                if getattr(self, name) != "auto":
+                if getattr(self, name) not in ("auto", *FEATURE_PRUNINGS):
                     raise ConfigError(
                         f"{name}={getattr(self, name)!r} is a setting of trees, "
                         'of which model="features" has none'
                     )
+        if self.pruning in FEATURE_PRUNINGS and (self.model == "tree" or self.ratio is None):
+            raise ConfigError(
+                f"pruning={self.pruning!r} prunes features to a size: it needs ratio= and a model "
+                f"with features; found model={self.model!r}"
+            )
 
     def to_config(self) -> dict[str, Any]:
         """Return a JSON-able dict of what differs from the defaults; `from_config` reverses it."""

@@ -24,7 +24,7 @@ def fit_plan(shape: TreeShape, params: EncodingParams) -> FitPlan:
     """
     voxels = math.prod(shape.leaf_size)
     samples = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, voxels // _SAMPLED_PART))
-    pruning = "none" if params.pruning == "auto" else params.pruning
+    pruning = params.pruning if params.pruning in ("iterative", "dynamic") else "none"
     width = max(max(row) for row in shape.widths)
     rate = min(_LEARNING_RATE / width, _HIGHEST_RATE) * _RATED_W0 / shape.w0
     return FitPlan(

@@ -25,7 +25,7 @@ from tinc_codec.model.budget import smallest_section
 from tinc_codec.model.evaluate import store_values
 from tinc_codec.model.features import MAX_VOXELS, TOLERANCE
 from tinc_codec.model.render import model_values, read_model
-from tinc_codec.params import EncodingParams
+from tinc_codec.params import FEATURE_PRUNINGS, EncodingParams
 from tinc_codec.quantise.corrections import (
     Corrections,
     find_corrections,
@@ -76,7 +76,9 @@ class Work:
         return None if self.classes is None else self.classes.reshape(self.values.shape) == 0
 
 
-def encode_features(work: Work, params: EncodingParams, threads: int) -> Sections | None:
+def encode_features(
+    work: Work, params: EncodingParams, device: str, threads: int
+) -> Sections | None:
     """Encode a chunk as features alone; None where they cannot be short or fine enough."""
     if math.prod(work.values.shape[1:]) > MAX_VOXELS:
         return None
@@ -84,7 +86,7 @@ def encode_features(work: Work, params: EncodingParams, threads: int) -> Section
     passes = PASSES_BY_EFFORT[params.effort]
     code: FeatureCode | None
     if params.ratio is not None:
-        code = _fit_features(target, work.room([Section.FEATURES]), params, threads)
+        code = _fit_features(target, work.room([Section.FEATURES]), params, device, threads)
     elif params.psnr is not None:
         fit = FeatureFit(target, threads)
         code = fit_to_quality(fit, params.psnr + _PSNR_MARGIN, quality_of(work, threads), passes)
@@ -96,10 +98,15 @@ def encode_features(work: Work, params: EncodingParams, threads: int) -> Section
 
 
 def _fit_features(
-    target: FeatureTarget, limit_bytes: int, params: EncodingParams, threads: int
+    target: FeatureTarget, limit_bytes: int, params: EncodingParams, device: str, threads: int
 ) -> FeatureCode | None:
     if limit_bytes < 1:
         return None
+    if params.pruning in FEATURE_PRUNINGS:
+        from tinc_codec.fit.sparsify import SparsifyPlan, sparsify_to_size
+
+        plan = SparsifyPlan(method=params.pruning, seed=params.seed)
+        return sparsify_to_size(target, limit_bytes, plan, device, threads)
     if params.effort >= DESCENT_EFFORT:
         from tinc_codec.fit.descent import descend_to_size
 
@@ -268,7 +275,7 @@ def encode_models(
         return encode_trees_alone(works, params, device, threads)
     shared = []
     for work in works:
-        sections = encode_features(work, params, threads)
+        sections = encode_features(work, params, device, threads)
         if sections is None:
             sections = _fallback(work, params, device, threads)
         elif params.model == "auto" and params.ratio is not None and params.effort >= TREE_EFFORT:
@@ -327,7 +334,7 @@ def _shared(
         return {int(Section.TREE): body}
     base = tree_values(body, work, threads)
     target = FeatureTarget(work.values, demands_of(work.values, work.classes), base)
-    code = _fit_features(target, room - len(body), params, threads)
+    code = _fit_features(target, room - len(body), params, device, threads)
     if code is None:
         return None
     return {int(Section.TREE): body, int(Section.FEATURES): code.section}
