@@ -57,7 +57,8 @@ def feature_step(code: int) -> float:
 
 def step_code(step: float) -> int:
     """Return the code of the smallest step that is at least `step`, within the codes there are."""
-    code = math.floor(STEPS_PER_OCTAVE * (_LARGEST_STEP_EXPONENT - math.log2(step)) + 1e-5)
+    limited = min(max(step, 2.0**-40), 2.0**_LARGEST_STEP_EXPONENT)
+    code = math.floor(STEPS_PER_OCTAVE * (_LARGEST_STEP_EXPONENT - math.log2(limited)) + 1e-5)
     return min(max(code, 0), MAX_STEP_CODE)
 
 
