@@ -71,6 +71,9 @@ def test_a_volume_comes_back_after_reopening(tmp_path, door):
 )
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_a_promise_is_one_about_every_chunk(tmp_path, zarr_format, codec):
+    if codec.params.model == "tree":
+        # Fitting a tree needs it; the environment of the newest zarr has none.
+        pytest.importorskip("torch")
     original = smooth_volume(SHAPE)
     original[:16] /= 50
     original[5:8, 3] = np.nan

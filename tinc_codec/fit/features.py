@@ -205,22 +205,20 @@ def fit_to_size(fit: FeatureFit, limit_bytes: int, passes: int) -> FeatureCode |
             fit.learn(fit.decode(features))
         code = fit.clip(line.next_code())
     best: tuple[bytes, Features] | None = None
+    tried: dict[int, int] = {}
     for _ in range(_WRITES):
         features, _ = fit.quantise(code)
         section = fit.write(features)
+        tried[code] = len(section)
         if len(section) <= limit_bytes and (best is None or len(section) > len(best[0])):
             best = section, features
         if best is not None and len(best[0]) >= 0.99 * limit_bytes:
             break
         line.add(code, math.log(len(section)))
-        following = fit.clip(line.next_code())
-        if following == code:
-            if len(section) <= limit_bytes:
-                break
-            following = fit.clip(code - 1)
-            if following == code:
-                break
-        code = following
+        too_long = min((c for c, size in tried.items() if size > limit_bytes), default=math.inf)
+        code = fit.clip(min(line.next_code(), too_long - 1))
+        if code in tried:
+            break
     if best is None:
         features = fit.coarsest()
         best = fit.write(features), features
