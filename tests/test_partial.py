@@ -32,7 +32,7 @@ from tinc_codec.volume.mask import encode_classes
 
 zarr = pytest.importorskip("zarr", minversion="3.1")
 
-from tinc_codec.zarr import cover  # noqa: E402
+from tinc_codec.volume.selection import cover  # noqa: E402
 
 MODELS = ("tree", "features", "both")
 # 2^-4 and 2^-6: what these stand for stays near [0, 1], so that little of it is clipped.

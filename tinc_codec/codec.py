@@ -257,8 +257,9 @@ def open_chunk(data: Any) -> "OpenChunk":
     """
     from tinc_codec.model.region import CACHE
 
-    header = read_stream(data, max_decoded_bytes=config.get().max_decoded_bytes)
-    return CACHE.open(bytes(byte_view(data)), header)
+    settings = config.get()
+    header = read_stream(data, max_decoded_bytes=settings.max_decoded_bytes)
+    return CACHE.open(bytes(byte_view(data)), header, settings.cache_bytes)
 
 
 def _decode(streams: Sequence[Any]) -> list[np.ndarray]:

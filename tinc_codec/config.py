@@ -1,9 +1,9 @@
 """How this process computes: device, threads and limits; never part of stored metadata.
 
 Settings come from the environment (`TINC_DEVICE`, `TINC_THREADS`, `TINC_MAX_DECODED_BYTES`,
-read once, on first use) and from `set`. They belong to the process, not to a thread, because
-zarr and dask run codecs on threads of their own. Worker processes started afresh see only the
-environment.
+`TINC_CACHE_BYTES`, read once, on first use) and from `set`. They belong to the process, not to a
+thread, because zarr and dask run codecs on threads of their own. Worker processes started afresh
+see only the environment.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _ENVIRONMENT = {
     "device": "TINC_DEVICE",
     "threads": "TINC_THREADS",
     "max_decoded_bytes": "TINC_MAX_DECODED_BYTES",
+    "cache_bytes": "TINC_CACHE_BYTES",
 }
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
@@ -43,6 +44,9 @@ class Settings:
         CPU threads that one encode or decode call may use, at least 1.
     max_decoded_bytes : int
         Largest decoded chunk, in bytes, that a stream may declare; at least 1.
+    cache_bytes : int
+        Memory for the parsed models of chunks of which parts were read, so that the next part
+        costs only itself; 0 keeps none.
 
     Raises
     ------
@@ -53,6 +57,7 @@ class Settings:
     device: str = "auto"
     threads: int | Literal["auto"] = "auto"
     max_decoded_bytes: int = 4 * 2**30
+    cache_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
@@ -65,11 +70,16 @@ class Settings:
             )
         limit = _positive_int("max_decoded_bytes", self.max_decoded_bytes)
         object.__setattr__(self, "max_decoded_bytes", limit)
+        object.__setattr__(self, "cache_bytes", _integer("cache_bytes", self.cache_bytes, 0))
 
 
 def _positive_int(field: str, value: object, alternative: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ConfigError(f"{field}={value!r} is not an integer >= 1{alternative}")
+    return _integer(field, value, 1, alternative)
+
+
+def _integer(field: str, value: object, least: int, alternative: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ConfigError(f"{field}={value!r} is not an integer >= {least}{alternative}")
     return int(value)
 
 
@@ -131,7 +141,7 @@ def set(**changes: Any) -> _Change:
     Parameters
     ----------
     **changes
-        Fields of `Settings`: `device`, `threads`, `max_decoded_bytes`.
+        Fields of `Settings`: `device`, `threads`, `max_decoded_bytes`, `cache_bytes`.
 
     Raises
     ------

@@ -1,0 +1,1 @@
+"""The `tinc` command: one module per subcommand, thin shells around the functions."""

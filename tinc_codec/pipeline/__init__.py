@@ -1,0 +1,1 @@
+"""Whole volumes: from a file to a compressed, verified Zarr, and back."""
