@@ -239,7 +239,7 @@ def features_alone(problem: Problem, size_bytes: int) -> Row:
     """PSNR of features without a network at a size, in closed form and after a descent."""
     codes = {
         "psnr_closed_form": fit_to_size(FeatureFit(problem.target, 1), size_bytes, 6),
-        "psnr_descent": fit_to_size(DescentFit(problem.target, 1), size_bytes, 40),
+        "psnr_descent": fit_to_size(DescentFit(FeatureFit(problem.target, 1)), size_bytes, 40),
     }
     return {name: problem.psnr(code.values) for name, code in codes.items() if code is not None}
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests import faces
 from tests.strategies import seeds
-from tinc_codec.fit.descent import Adjoint, DescentFit, descend_to_size, missing_of, squared_norms
+from tinc_codec.fit.adjoint import adjoint
+from tinc_codec.fit.descent import DescentFit, descend_to_size, missing_of, squared_norms
 from tinc_codec.fit.features import (
     ABOVE,
     BELOW,
@@ -38,6 +39,10 @@ def target_of(number=0, base=None, volumes=1):
     return FeatureTarget(values, None, base)
 
 
+def descent_of(target, seed=0):
+    return DescentFit(FeatureFit(target, 1), seed)
+
+
 def squared_error(target, values):
     return float(np.square(values.astype(np.float64) - target.values).sum())
 
@@ -57,9 +62,8 @@ class TestLinearAlgebra:
     def test_the_adjoint_is_the_transpose_of_the_inverse(self, grid, seed):
         rng = np.random.default_rng(seed)
         coefficients, volumes = rng.standard_normal((2, 2, *grid)).astype(np.float32)
-        adjoint = Adjoint((2, *grid))
         first = np.vdot(adjoint(volumes), coefficients)
-        again = np.vdot(adjoint(volumes), coefficients)
+        again = np.vdot(adjoint(volumes, threads=2), coefficients)
         expected = np.vdot(volumes, inverse(coefficients.copy()))
         scale = np.linalg.norm(volumes) * np.linalg.norm(coefficients)
         assert first == again
@@ -97,19 +101,19 @@ class TestDescent:
 
     def test_many_passes_do_not_run_away(self):
         target = target_of(2)
-        some, many = (fit_to_size(DescentFit(target, 1), 1500, passes) for passes in (25, 100))
+        some, many = (fit_to_size(descent_of(target), 1500, passes) for passes in (25, 100))
         assert squared_error(target, many.values) < 1.02 * squared_error(target, some.values)
 
     def test_its_section_decodes_to_its_values(self):
         target = target_of(1, volumes=2)
-        code = fit_to_size(DescentFit(target, 1), 1800, 6)
+        code = fit_to_size(descent_of(target), 1800, 6)
         decoded = inverse(coefficients_of(read_features(code.section, GRID, 2)))
         np.testing.assert_allclose(decoded, code.values, atol=1e-6)
 
     def test_the_seed_decides_the_bytes(self):
         target = target_of(2)
         one, same, other = (
-            fit_to_size(DescentFit(target, 1, seed=seed), 1500, 6).section for seed in (1, 1, 2)
+            fit_to_size(descent_of(target, seed), 1500, 6).section for seed in (1, 1, 2)
         )
         assert one == same
         assert one != other
@@ -117,8 +121,8 @@ class TestDescent:
     def test_features_are_fitted_to_what_a_base_leaves(self):
         base = np.full((1, *GRID), 0.25, dtype=np.float32)
         based = target_of(base=base)
-        with_base = fit_to_size(DescentFit(based, 1), 1500, 15)
-        without = fit_to_size(DescentFit(target_of(), 1), 1500, 15)
+        with_base = fit_to_size(descent_of(based), 1500, 15)
+        without = fit_to_size(descent_of(target_of()), 1500, 15)
         ratio = squared_error(based, with_base.values) / squared_error(based, without.values)
         assert 0.95 < ratio < 1.05
 
@@ -127,7 +131,7 @@ class TestDescent:
         values = np.clip(1.6 * exact.values - 0.6, 0, 1).astype(np.float32)
         free = FeatureTarget(values, demands_of(values, None))
         errors = [
-            squared_error(free, np.clip(fit_to_size(DescentFit(fitted, 1), 1500, 25).values, 0, 1))
+            squared_error(free, np.clip(fit_to_size(descent_of(fitted), 1500, 25).values, 0, 1))
             for fitted in (free, FeatureTarget(values, None))
         ]
         assert errors[0] < 0.98 * errors[1]
@@ -139,6 +143,6 @@ class TestDescent:
             return -10 * np.log10(squared_error(target, values) / values.size)
 
         closed = fit_to_quality(FeatureFit(target, 1), 34.0, measure, 4)
-        descended = fit_to_quality(DescentFit(target, 1), 34.0, measure, 30)
+        descended = fit_to_quality(descent_of(target), 34.0, measure, 30)
         assert measure(descended.values) >= 34.0
         assert len(descended.section) < len(closed.section)

@@ -185,7 +185,9 @@ class FeatureFit:
         return write_features(features, low_passes)
 
 
-def fit_to_size(fit: FeatureFit, limit_bytes: int, passes: int) -> FeatureCode | None:
+def fit_to_size(
+    fit: FeatureFit, limit_bytes: int, passes: int, start_code: int | None = None
+) -> FeatureCode | None:
     """Find the best features whose section has at most `limit_bytes`; None where none has.
 
     Parameters
@@ -194,10 +196,12 @@ def fit_to_size(fit: FeatureFit, limit_bytes: int, passes: int) -> FeatureCode |
     limit_bytes : int
     passes : int
         Choices of symbols before the section is written, at least 1.
+    start_code : int, optional
+        Code of the step to begin with, if one is known that is near the best.
     """
     aim = 0.998 * limit_bytes
     line = _Line(math.log(aim), 1.1 * math.log(2) / STEPS_PER_OCTAVE)
-    code = fit.first_code(limit_bytes)
+    code = fit.first_code(limit_bytes) if start_code is None else start_code
     for _ in range(passes):
         features, bits = fit.quantise(code)
         line.add(code, math.log(bits / 8 + _overhead(features)))
@@ -280,7 +284,11 @@ def _relax(values, demands, decoded, wanted):  # type: ignore[no-untyped-def]
 
 
 def fit_to_quality(
-    fit: FeatureFit, psnr: float, measure: Callable[[np.ndarray], float], passes: int
+    fit: FeatureFit,
+    psnr: float,
+    measure: Callable[[np.ndarray], float],
+    passes: int,
+    start_code: int | None = None,
 ) -> FeatureCode | None:
     """Find the shortest features that reach a PSNR; None where the finest step does not.
 
@@ -292,9 +300,13 @@ def fit_to_quality(
     measure : callable
         From t to the PSNR of the voxels it decodes to.
     passes : int
+    start_code : int, optional
+        As for `fit_to_size`.
     """
-    # An error of a third of a step on average, and 6 dB per octave.
-    code = fit.clip(step_code(3.0 * 10 ** (-min(psnr, _MOST_PSNR) / 20)))
+    if start_code is None:
+        # An error of a third of a step on average, and 6 dB per octave.
+        start_code = fit.clip(step_code(3.0 * 10 ** (-min(psnr, _MOST_PSNR) / 20)))
+    code = start_code
     line = _Line(psnr, 5.0 / STEPS_PER_OCTAVE)
     for _ in range(passes):
         features, _ = fit.quantise(code)

@@ -10,6 +10,7 @@ import numpy as np
 from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
+from tinc_codec.fit.descent import descend_to_quality, descend_to_size
 from tinc_codec.fit.features import (
     BOUNDED_LMBDA,
     FeatureCode,
@@ -34,8 +35,12 @@ from tinc_codec.quantise.corrections import (
 )
 from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 
-PASSES_BY_EFFORT = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
+PASSES_BY_EFFORT = (2, 3, 4, 8, 15, 20, 30, 40, 60, 90)
 """How often symbols are chosen anew before they are written."""
+DESCENT_EFFORT = 3
+"""From this effort on they are chosen by descent."""
+_BOUND_PASSES = (3, 3, 4, 5, 6, 8, 10, 12, 14, 16)
+"""How many steps are tried beyond the first where errors are bounded."""
 _PSNR_MARGIN = 0.001
 """In dB: what another device's rounding may cost."""
 
@@ -83,17 +88,20 @@ def encode_features(
     if math.prod(work.values.shape[1:]) > MAX_VOXELS:
         return None
     target = FeatureTarget(work.values, demands_of(work.values, work.classes))
-    passes = PASSES_BY_EFFORT[params.effort]
     code: FeatureCode | None
     if params.ratio is not None:
         code = _fit_features(target, work.room([Section.FEATURES]), params, device, threads)
     elif params.psnr is not None:
-        fit = FeatureFit(target, threads)
-        code = fit_to_quality(fit, params.psnr + _PSNR_MARGIN, quality_of(work, threads), passes)
+        passes = PASSES_BY_EFFORT[params.effort]
+        wanted, measure = params.psnr + _PSNR_MARGIN, quality_of(work, threads)
+        if params.effort >= DESCENT_EFFORT:
+            code = descend_to_quality(target, wanted, measure, passes, threads, params.seed)
+        else:
+            code = fit_to_quality(FeatureFit(target, threads), wanted, measure, passes)
     else:
         assert params.max_error is not None
         fit = FeatureFit(target, threads, BOUNDED_LMBDA)
-        return _bounded(work, fit, params.max_error, passes)
+        return _bounded(work, fit, params.max_error, _BOUND_PASSES[params.effort])
     return None if code is None else {int(Section.FEATURES): code.section}
 
 
@@ -107,18 +115,10 @@ def _fit_features(
 
         plan = SparsifyPlan(method=params.pruning, seed=params.seed)
         return sparsify_to_size(target, limit_bytes, plan, device, threads)
+    passes = PASSES_BY_EFFORT[params.effort]
     if params.effort >= DESCENT_EFFORT:
-        from tinc_codec.fit.descent import descend_to_size
-
-        passes = DESCENT_PASSES[params.effort - DESCENT_EFFORT]
         return descend_to_size(target, limit_bytes, passes, threads, params.seed)
-    fit = FeatureFit(target, threads)
-    return fit_to_size(fit, limit_bytes, PASSES_BY_EFFORT[params.effort])
-
-
-DESCENT_EFFORT = 6
-DESCENT_PASSES = (20, 30, 40, 60)
-"""From effort 6 on symbols are chosen as often, by descent."""
+    return fit_to_size(FeatureFit(target, threads), limit_bytes, passes)
 
 
 def quality_of(work: Work, threads: int) -> Callable[[np.ndarray], float]:
@@ -147,7 +147,7 @@ def _bounded(work: Work, fit: FeatureFit, max_error: float, passes: int) -> Sect
     if work.info.dtype.kind in "iu":
         max_error = math.floor(max_error)
     allowed = max_error + 0.5 if work.info.dtype.kind in "iu" else max_error
-    code = fit_to_bound(fit, allowed * scale / span, size, max(3, passes))
+    code = fit_to_bound(fit, allowed * scale / span, size, passes)
     sections: Sections = {int(Section.FEATURES): code.section}
     found = corrections(code.values)
     if len(found):

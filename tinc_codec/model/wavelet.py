@@ -127,7 +127,7 @@ def forward(volumes: np.ndarray, threads: int = 1) -> np.ndarray:
     """
     volumes = np.ascontiguousarray(volumes, np.float32)
     coefficients = np.empty_like(volumes)
-    with _Team(threads) as team:
+    with Team(threads) as team:
         for group in _groups(volumes):
             _forward_group(_dense(volumes[group]), _dense(coefficients[group]), team)
     return coefficients
@@ -159,7 +159,7 @@ def inverse(coefficients: np.ndarray, threads: int = 1, *, skip_levels: int = 0)
     grid = _grid_of(coefficients)
     shape = shape_of_level(grid, skip_levels)
     out = np.empty((len(coefficients), *shape), np.float32)
-    with _Team(threads) as team:
+    with Team(threads) as team:
         for group in _groups(out):
             _inverse_group(_dense(coefficients[group]), _dense(out[group]), skip_levels, team)
     if skip_levels:
@@ -219,7 +219,7 @@ def inverse_windows(fetch: Fetch, grid: Triple, region: Ranges, threads: int = 1
     shapes = level_shapes(grid)
     ranges = needed_ranges(grid, region)
     low = np.ascontiguousarray(fetch(len(levels), 0, _slices(ranges[-1])), np.float32)
-    with _Team(threads) as team:
+    with Team(threads) as team:
         for level in reversed(range(len(levels))):
             shape, lows = shapes[level], ranges[level + 1]
             split = _split_axes(shape)
@@ -257,7 +257,7 @@ def shape_of_level(grid: Triple, level: int) -> Triple:
     return shapes[level]
 
 
-class _Team:
+class Team:
     """Threads for one transform: the caller's own and a pool that starts when first used."""
 
     def __init__(self, threads: int) -> None:
@@ -289,7 +289,7 @@ class _Team:
             other.result()
 
 
-def _forward_group(volumes: np.ndarray, coefficients: np.ndarray, team: _Team) -> None:
+def _forward_group(volumes: np.ndarray, coefficients: np.ndarray, team: Team) -> None:
     shapes = level_shapes(_grid_of(volumes))
     scratch = np.empty(volumes.size, np.float32)
     source = volumes
@@ -307,7 +307,7 @@ def _forward_level(
     rest: np.ndarray,
     half_way: np.ndarray,
     split: tuple[bool, bool, bool],
-    team: _Team,
+    team: Team,
 ) -> None:
     """Do one level: low takes the corner, rest the other bands; half_way is scratch."""
     from tinc_codec.model import lifting
@@ -326,7 +326,7 @@ def _forward_level(
 
 
 def _inverse_group(
-    coefficients: np.ndarray, out: np.ndarray, skip_levels: int, team: _Team
+    coefficients: np.ndarray, out: np.ndarray, skip_levels: int, team: Team
 ) -> None:
     shapes = level_shapes(_grid_of(coefficients))
     count = len(coefficients)
@@ -348,7 +348,7 @@ def _inverse_level(
     target: np.ndarray,
     half_way: np.ndarray,
     split: tuple[bool, bool, bool],
-    team: _Team,
+    team: Team,
 ) -> None:
     """Undo one level: low is the corner, rest holds the other bands, half_way is scratch."""
     from tinc_codec.model import lifting
