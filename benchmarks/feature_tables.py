@@ -25,7 +25,8 @@ import numpy as np
 from benchmarks import volumes
 from tinc_codec.entropy import contexts as ctx
 from tinc_codec.entropy import feature_tables as static
-from tinc_codec.entropy.bands import Level, LevelState, inside, present_blocks, represent
+from tinc_codec.entropy.bands import Level, LevelState, inside
+from tinc_codec.entropy.contexts import represent_band
 from tinc_codec.fit.features import FeatureFit, FeatureTarget, demands_of, fit_to_size
 from tinc_codec.model.features import feature_levels, read_features
 
@@ -99,15 +100,18 @@ def walk(symbols: np.ndarray) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
     for level in reversed(feature_levels((z, y, x))):
         state = LevelState(level, parent)
         for mask in level.masks:
-            band = represent(symbols[level.band_slices(mask)])
+            magnitudes = np.zeros(level.padded, dtype=np.uint16)
+            present = np.zeros(level.padded_blocks, dtype=np.uint16)
+            represent_band(symbols[level.band_slices(mask)], magnitudes, present)
+            band = magnitudes[inside(level.band_shape(mask))]
             blocks = level.every_block(mask)
             if level.is_blocked(mask):
-                flags = present_blocks(band)
-                yield from _phases(state, FLAG, mask, blocks, flags.astype(np.uint16))
+                flags = present[inside(level.blocks(mask))]
+                yield from _phases(state, FLAG, mask, blocks, flags)
                 blocks = np.argwhere(flags).astype(np.int32)
             if len(blocks):
                 yield from _phases(state, COEFFICIENT, mask, blocks, band)
-            state.finish_band(mask)
+            state.finish_band(mask, blocks)
         parent = state
 
 

@@ -204,8 +204,8 @@ class Joint:
         return TrainedFit(target, coefficients, 1, lmbda=_ZEROING)
 
     def _control(self) -> None:
-        _, rate_bits = self._fit().quantise(self._step_code)
-        excess = 0.3 * math.log(rate_bits / 8 / max(64, self._room()))
+        _, size_bytes = self._fit().quantise(self._step_code)
+        excess = 0.3 * math.log(size_bytes / max(64, self._room()))
         self._strength *= math.exp(min(max(excess, -0.2), 0.2))
 
     def _measure(self) -> Row:

@@ -29,7 +29,10 @@ from tinc_codec.entropy.contexts import (
     coarse_features,
     order_by_context,
     phase_contexts,
+    present_block_sums,
+    represent_band,
     stencil,
+    total_of_bands,
 )
 from tinc_codec.entropy.feature_tables import (
     COARSE,
@@ -210,14 +213,15 @@ class LevelState:
             _stencils("flag", level.weights_class, mask, level.padded_blocks), 0,
         )  # fmt: skip
 
-    def finish_band(self, mask: int) -> None:
-        """Let the bands that follow see this one's blocks."""
-        edges = np.array([BLOCK_EDGE] * 3)
-        block_sums(self.magnitudes[mask - 1], edges, self.block_sums[mask - 1])
+    def finish_band(self, mask: int, blocks: np.ndarray) -> None:
+        """Let the bands that follow see this one's blocks, of which only some hold anything."""
+        present_block_sums(self.magnitudes[mask - 1], blocks, self.block_sums[mask - 1])
 
 
 def _total(bands: np.ndarray) -> np.ndarray:
-    return np.minimum(bands.sum(axis=0, dtype=np.uint32), 65535).astype(np.uint16)
+    total = np.empty(bands.shape[1:], dtype=np.uint16)
+    total_of_bands(bands.reshape(len(bands), -1), total.reshape(-1))
+    return total
 
 
 class Phases:
@@ -275,21 +279,15 @@ def represent(symbols: np.ndarray) -> np.ndarray:
     return REPRESENTED[buckets]
 
 
-def present_blocks(magnitudes: np.ndarray) -> np.ndarray:
-    """Tell which blocks of a band hold anything, bool."""
-    shape = tuple(-(-n // BLOCK_EDGE) for n in magnitudes.shape)
-    cells = np.zeros(tuple(n * BLOCK_EDGE for n in shape), dtype=bool)
-    cells[tuple(slice(0, n) for n in magnitudes.shape)] = magnitudes != 0
-    z, y, x = shape
-    blocks = cells.reshape(z, BLOCK_EDGE, y, BLOCK_EDGE, x, BLOCK_EDGE)
-    return np.asarray(blocks.any(axis=(1, 3, 5)))
-
-
 class BandCoder:
     """The walk over levels, bands and phases that whoever codes symbols has in common."""
 
     def code_level(
-        self, level: Level, parent: LevelState | None, shifts: Sequence[int]
+        self,
+        level: Level,
+        parent: LevelState | None,
+        shifts: Sequence[int],
+        n_bands: int | None = None,
     ) -> LevelState:
         """Code the bands of one level of one volume.
 
@@ -300,9 +298,11 @@ class BandCoder:
             Of the next coarser level.
         shifts : sequence of int
             Per band, what is added to its contexts.
+        n_bands : int, optional
+            Only the first ones; whatever follows them in the code is then lost.
         """
         state = LevelState(level, parent)
-        for mask, shift in zip(level.masks, shifts, strict=True):
+        for mask, shift in list(zip(level.masks, shifts, strict=True))[:n_bands]:
             self.begin_band(state, mask)
             blocks = level.every_block(mask)
             if level.is_blocked(mask):
@@ -315,7 +315,7 @@ class BandCoder:
                 phases = state.coefficient_phases(mask, blocks, shift)
                 for phase in range(len(PHASE_ORDER)):
                     self.code_coefficients(state, mask, phases, phase)
-            state.finish_band(mask)
+            state.finish_band(mask, blocks)
         return state
 
     def begin_band(self, state: LevelState, mask: int) -> None:
@@ -353,12 +353,8 @@ class _Encoder(BandCoder):
         self._symbols, self._coder = symbols, coder
 
     def begin_band(self, state: LevelState, mask: int) -> None:
-        level = state.level
-        magnitudes = represent(self._symbols[level.band_slices(mask)])
-        state.magnitudes[mask - 1][inside(magnitudes.shape)] = magnitudes
-        if level.is_blocked(mask):
-            flags = present_blocks(magnitudes)
-            state.block_sums[mask - 1][inside(flags.shape)] = flags
+        band = self._symbols[state.level.band_slices(mask)]
+        represent_band(band, state.magnitudes[mask - 1], state.block_sums[mask - 1])
 
     def code_flags(self, phases: Phases, phase: int) -> None:
         places, contexts = phases.contexts(phase)
@@ -506,6 +502,9 @@ def decode_bands(
     levels: tuple[Level, ...],
     low_passes: Sequence[LowPass],
     shifts: Sequence[Sequence[int]],
+    *,
+    finest: int = 0,
+    most_high: int = 3,
 ) -> np.ndarray:
     """Decode what `encode_bands` wrote.
 
@@ -513,48 +512,66 @@ def decode_bands(
     ----------
     segments : sequence of Segment
         The first ones of `segments_of`; what the others would hold stays 0.
+    finest : int
+        Number of the finest level that is wanted, 0 to `len(levels)`; those below it cost nothing.
+    most_high : int
+        Of that level, the bands that are high-pass along at most so many axes are enough; of the
+        last volume the others are not decoded.
 
     Returns
     -------
     ndarray of int32
-        Shape (B, *grid).
+        Shape (B, *what the finest wanted level takes apart): the grid for level 0.
 
     Raises
     ------
     CorruptStreamError
         If the bits are no code of such symbols.
     """
-    symbols = np.zeros((len(low_passes), *grid), dtype=np.int32)
+    corner_slices = low_pass_slices(levels, grid)
+    fine = (*(level.fine for level in levels), tuple(s.stop for s in corner_slices))[finest]
+    symbols = np.zeros((len(low_passes), *fine), dtype=np.int32)
     states: list[LevelState | None] = [None] * len(symbols)
     groups = segments_of(levels)
     for number, (segment, group) in enumerate(zip(segments, groups, strict=False)):
+        wanted = [level for level in group if level.number >= finest]
+        if number and not wanted:
+            break
+        is_whole = len(wanted) == len(group)
         decoder = _range_decoder(segment.coded)
         bits = np.frombuffer(segment.plain, dtype=np.uint8).copy()
         position = 0
         try:
             if number == 0:
                 for volume, low_pass in zip(symbols, low_passes, strict=True):
-                    corner = volume[low_pass_slices(levels, grid)]
+                    corner = volume[corner_slices]
                     buckets = decoder.decode(bucket_model(low_pass.context), corner.size)
                     magnitudes = REPRESENTED[buckets].reshape(corner.shape)
                     position = _unpack(magnitudes, *_BUCKETS, bits, position, corner)
                     corner += np.int32(low_pass.centre)
-            for level in group:
+            for level in wanted:
                 for index, volume in enumerate(symbols):
+                    masks = level.masks
+                    if level.number == finest and index == len(symbols) - 1:
+                        # In coding order, bands of fewer high axes come first.
+                        masks = tuple(m for m in masks if m.bit_count() <= most_high)
+                        is_whole = is_whole and masks == level.masks
                     coder = _Decoder(decoder)
-                    state = coder.code_level(level, states[index], shifts[level.number])
+                    state = coder.code_level(level, states[index], shifts[level.number], len(masks))
                     states[index] = state
-                    for mask in level.masks:
+                    for mask in masks:
                         band = volume[level.band_slices(mask)]
                         magnitudes = state.magnitudes[mask - 1][inside(band.shape)]
                         position = _unpack(magnitudes, *_BUCKETS, bits, position, band)
         except (AssertionError, ValueError) as error:
             raise CorruptStreamError(f"features: {error}") from error
-        if position < 0 or (position + 7) // 8 != len(bits) or _has_rest(bits, position):
+        if position < 0 or (
+            is_whole and ((position + 7) // 8 != len(bits) or _has_rest(bits, position))
+        ):
             raise CorruptStreamError(
                 f"features: {len(bits)} bytes of signs and remainders do not fit the magnitudes"
             )
-        if not decoder.maybe_exhausted():
+        if is_whole and not decoder.maybe_exhausted():
             raise CorruptStreamError("features: words follow the last symbol")
     return symbols
 

@@ -179,6 +179,54 @@ def block_sums(magnitudes, edges, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
+def present_block_sums(magnitudes, blocks, out):  # type: ignore[no-untyped-def]
+    """As `block_sums` for blocks of `BLOCK_EDGE`, where all but `blocks` hold nothing."""
+    out[:] = 0
+    depth, height, width = magnitudes.shape
+    for t in range(len(blocks)):
+        i, j, k = blocks[t]
+        total = np.int32(0)
+        for z in range(1 + i * BLOCK_EDGE, min(1 + (i + 1) * BLOCK_EDGE, depth - 1)):
+            for y in range(1 + j * BLOCK_EDGE, min(1 + (j + 1) * BLOCK_EDGE, height - 1)):
+                for x in range(1 + k * BLOCK_EDGE, min(1 + (k + 1) * BLOCK_EDGE, width - 1)):
+                    total += magnitudes[z, y, x]
+        out[i + 1, j + 1, k + 1] = min(total, 65535)
+
+
+@njit(**_COMPILE)
+def total_of_bands(bands, out):  # type: ignore[no-untyped-def]
+    """Add up bands of uint16 [band, place], limited to uint16."""
+    for place in range(bands.shape[1]):
+        total = np.int32(0)
+        for band in range(bands.shape[0]):
+            total += bands[band, place]
+        out[place] = min(total, 65535)
+
+
+@njit(**_COMPILE)
+def bucket_of(magnitude):  # type: ignore[no-untyped-def]
+    """Return the bucket of a magnitude."""
+    if magnitude < _EXACT:
+        return magnitude
+    exponent = 3
+    while magnitude >> (exponent + 1):
+        exponent += 1
+    return _EXACT + (exponent - 3) * _PARTS_PER_OCTAVE + ((magnitude >> (exponent - 2)) & 3)
+
+
+@njit(**_COMPILE)
+def represent_band(symbols, magnitudes, flags):  # type: ignore[no-untyped-def]
+    """Write what represents a band's symbols, and 1 where a block holds any, into padded arrays."""
+    for z in range(symbols.shape[0]):
+        for y in range(symbols.shape[1]):
+            for x in range(symbols.shape[2]):
+                size = abs(symbols[z, y, x])
+                if size:
+                    magnitudes[z + 1, y + 1, x + 1] = REPRESENTED[bucket_of(size)]
+                    flags[1 + z // BLOCK_EDGE, 1 + y // BLOCK_EDGE, 1 + x // BLOCK_EDGE] = 1
+
+
+@njit(**_COMPILE)
 def phase_contexts(  # type: ignore[no-untyped-def]
     flat, start, strides, coarse, coarse_weights, shifts, blocks, edge, shape, parity, offsets,
     weights, shift, places, contexts, sums

@@ -67,8 +67,8 @@ class DescentFit(FeatureFit):
 
     def quantise(self, code: int) -> tuple[Features, float]:
         """Choose symbols with a step, and remember them for `learn`."""
-        self._last, rate_bits = super().quantise(code)
-        return self._last, rate_bits
+        self._last, size_bytes = super().quantise(code)
+        return self._last, size_bytes
 
     def learn(self, values: np.ndarray) -> None:
         """Let some coefficients ask for what is best beside the symbols chosen last.

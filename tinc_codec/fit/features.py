@@ -9,6 +9,7 @@ an empty background.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 from numba import njit
@@ -75,15 +76,20 @@ def demands_of(values: np.ndarray, classes: np.ndarray | None) -> np.ndarray | N
 class FeatureCode:
     """A features section and what it decodes to.
 
-    Attributes
+    Parameters
     ----------
     section : bytes
-    values : ndarray of float32
-        Shape (B, z, y, x), the base included, not clipped.
+    decode : callable
+        Returns `values`.
     """
 
     section: bytes
-    values: np.ndarray
+    decode: Callable[[], np.ndarray]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Shape (B, z, y, x), float32, the base included, not clipped; computed when needed."""
+        return self.decode()
 
 
 class FeatureFit:
@@ -120,7 +126,7 @@ class FeatureFit:
         return int(min(max(round(code), self._least_code), self._most_code))
 
     def quantise(self, code: int) -> tuple[Features, float]:
-        """Choose symbols with a step; the features and the estimated bits of their code."""
+        """Choose symbols with a step; the features and the estimated bytes of their section."""
         step = feature_step(code)
         choices = [
             choose_symbols(volume, self._levels, step, self._lmbda, self._shifts, self._threads)
@@ -138,7 +144,8 @@ class FeatureFit:
             one, more = np.clip(np.rint(mean), -127, 127).astype(int).tolist()
             centroids.append((one, more))
         features = Features(symbols, code, tuple(centroids), self._shifts)
-        return features, sum(choice.size_bits for choice in choices)
+        coded = sum(choice.size_bits for choice in choices) / 8
+        return features, coded + 8 + 2 * len(centroids) + 4 * len(symbols)
 
     @property
     def finest_code(self) -> int:
@@ -199,27 +206,29 @@ def fit_to_size(
     start_code : int, optional
         Code of the step to begin with, if one is known that is near the best.
     """
-    aim = 0.998 * limit_bytes
-    line = _Line(math.log(aim), 1.1 * math.log(2) / STEPS_PER_OCTAVE)
+    line = _Line(math.log(_AIM * limit_bytes), _SLOPE * math.log(2) / STEPS_PER_OCTAVE)
     code = fit.first_code(limit_bytes) if start_code is None else start_code
-    for _ in range(passes):
-        features, bits = fit.quantise(code)
-        line.add(code, math.log(bits / 8 + _overhead(features)))
-        if fit.learns:
-            fit.learn(fit.decode(features))
+    for _ in range(passes if fit.learns else 0):
+        features, size = fit.quantise(code)
+        line.add(code, math.log(size))
+        fit.learn(fit.decode(features))
         code = fit.clip(line.next_code())
     best: tuple[bytes, Features] | None = None
-    tried: dict[int, int] = {}
-    for _ in range(_WRITES):
-        features, _ = fit.quantise(code)
-        section = fit.write(features)
-        tried[code] = len(section)
-        if len(section) <= limit_bytes and (best is None or len(section) > len(best[0])):
-            best = section, features
-        if best is not None and len(best[0]) >= 0.99 * limit_bytes:
+    too_long = math.inf
+    tried: set[int] = set()
+    for _ in range(_TRIES):
+        features, size = fit.quantise(code)
+        if size <= limit_bytes:
+            section = fit.write(features)
+            size = len(section)
+            if size <= limit_bytes and (best is None or size > len(best[0])):
+                best = section, features
+        if best is not None and len(best[0]) >= _ENOUGH * limit_bytes:
             break
-        line.add(code, math.log(len(section)))
-        too_long = min((c for c, size in tried.items() if size > limit_bytes), default=math.inf)
+        tried.add(code)
+        line.add(code, math.log(size))
+        if size > limit_bytes:
+            too_long = min(too_long, code)
         code = fit.clip(min(line.next_code(), too_long - 1))
         if code in tried:
             break
@@ -228,14 +237,19 @@ def fit_to_size(
         best = fit.write(features), features
     if len(best[0]) > limit_bytes:
         return None
-    return FeatureCode(best[0], fit.decode(best[1]))
+    return FeatureCode(best[0], partial(fit.decode, best[1]))
 
 
-_WRITES = 8
+_TRIES = 10
+_AIM = 0.996
+"""Of the limit, for estimated sizes: they fall short by some 0.2 %."""
+_ENOUGH = 0.99
+_SLOPE = 0.8
+"""Octaves that the size shrinks by while the step grows by one, to begin with."""
 
 
-def _overhead(features: Features) -> int:
-    return 8 + 2 * len(features.centroids) + 4 * len(features.symbols)
+def _code_of(fit: FeatureFit, features: Features, values: np.ndarray) -> FeatureCode:
+    return FeatureCode(fit.write(features), lambda: values)
 
 
 class _Line:
@@ -334,7 +348,7 @@ def fit_to_quality(
         elif fit.clip(following) == code:
             return None
         code = fit.clip(following)
-    return FeatureCode(fit.write(best[1]), best[2])
+    return _code_of(fit, best[1], best[2])
 
 
 _FAR = 20.0
@@ -363,16 +377,16 @@ def fit_to_bound(
 
     def total(code: int) -> int:
         if code not in found:
-            features, bits = fit.quantise(code)
+            features, size_bytes = fit.quantise(code)
             values = fit.decode(features)
-            size = round(bits / 8) + corrections_bytes(values)
+            size = round(size_bytes) + corrections_bytes(values)
             found[code] = size, features, values
         return found[code][0]
 
     if max_error < TOLERANCE:
         # What readers may differ by leaves nothing to features: every voxel is corrected.
         features = fit.coarsest()
-        return FeatureCode(fit.write(features), fit.decode(features))
+        return _code_of(fit, features, fit.decode(features))
     starts = [fit.clip(step_code(steps * max_error)) for steps in _STEPS_PER_BOUND]
     middle = min(starts, key=total)
     stride = 32
@@ -383,7 +397,7 @@ def fit_to_bound(
             stride //= 2
         middle = best
     _, features, values = found[middle]
-    return FeatureCode(fit.write(features), values)
+    return _code_of(fit, features, values)
 
 
 _STEPS_PER_BOUND = (2.5, 8.0)

@@ -25,6 +25,7 @@ from tinc_codec.entropy.contexts import (
     BLOCK_EDGE,
     BUCKET_BITS,
     REPRESENTED,
+    bucket_of,
     context_of,
 )
 from tinc_codec.entropy.feature_tables import PHASE_ORDER, load_tables
@@ -215,16 +216,6 @@ def _worth_a_look(band, threshold, flags):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
-def _bucket(magnitude):  # type: ignore[no-untyped-def]
-    if magnitude < 8:
-        return magnitude
-    exponent = 3
-    while magnitude >> (exponent + 1):
-        exponent += 1
-    return 8 + (exponent - 3) * 4 + ((magnitude >> (exponent - 2)) & 3)
-
-
-@njit(**_COMPILE)
 def _choose_phase(  # type: ignore[no-untyped-def]
     flat, start, strides, coarse, coarse_weights, shifts, blocks, edge, shape, parity, offsets,
     weights, shift, band, symbols, inverse_step, lmbda, bits, gains, spent
@@ -265,7 +256,7 @@ def _choose_phase(  # type: ignore[no-untyped-def]
                     while candidate > 0 and candidate >= nearest - 1:
                         error = size - candidate
                         error *= error
-                        rate = cost[_bucket(candidate)]
+                        rate = cost[bucket_of(candidate)]
                         if error + lmbda * rate < least:
                             least = error + lmbda * rate
                             best, best_bits, best_error = candidate, rate, error
@@ -274,7 +265,7 @@ def _choose_phase(  # type: ignore[no-untyped-def]
                     used += best_bits
                     if best:
                         symbols[z, y, x] = -best if value < 0 else best
-                        flat[place] = REPRESENTED[_bucket(best)]
+                        flat[place] = REPRESENTED[bucket_of(best)]
                     else:
                         symbols[z, y, x] = 0
                         flat[place] = 0

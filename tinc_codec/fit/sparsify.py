@@ -201,8 +201,8 @@ class _Training:
         """Make the penalty stronger where survivors take too many bytes, weaker if too few."""
         coefficients = (self._penalty.survivors() * self._step).cpu().numpy()
         fit = TrainedFit(self._target, coefficients, self._threads)
-        _, rate_bits = fit.quantise(self._step_code)
-        excess = _CONTROL_GAIN * math.log(rate_bits / 8 / self._limit)
+        _, size_bytes = fit.quantise(self._step_code)
+        excess = _CONTROL_GAIN * math.log(size_bytes / self._limit)
         self._strength *= math.exp(min(max(excess, -_CONTROL_LIMIT), _CONTROL_LIMIT))
 
     def _settle(self, survivors: torch.Tensor, steps: int) -> np.ndarray:

@@ -129,7 +129,9 @@ def write_features(features: Features, low_passes: Sequence[LowPass]) -> bytes:
     return bytes(out) + b"".join(bytes(s.coded) + bytes(s.plain) for s in segments)
 
 
-def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Features:
+def read_features(
+    data: bytes | memoryview, grid: Grid, volumes: int, *, skip_levels: int = 0, most_high: int = 3
+) -> Features:
     """Read the section; the twin of `write_features`.
 
     Parameters
@@ -140,6 +142,12 @@ def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Feature
     volumes : int
         Memory stays near ten bytes per voxel of volumes of more than a few hundred voxels,
         whatever `data` says; tiny ones have tables of their own, some hundred bytes per voxel.
+    skip_levels : int
+        How many of the finest levels to leave out, at most as many as there are. What comes back
+        are then the features of the coarser grid that is left, `level_shapes(grid)[skip_levels]`.
+    most_high : int
+        Of the finest level that is left, bands that are high-pass along more axes than this are
+        not needed; what comes back of them is undefined.
 
     Raises
     ------
@@ -189,8 +197,10 @@ def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Feature
     ]
     if reader.remaining:
         raise CorruptStreamError(f"features: {reader.remaining} bytes follow the last segment")
-    symbols = decode_bands(segments, grid, levels, low_passes, shifts)
-    return Features(symbols, code, centroids, shifts)
+    symbols = decode_bands(
+        segments, grid, levels, low_passes, shifts, finest=skip_levels, most_high=most_high
+    )
+    return Features(symbols, code, centroids[skip_levels:], shifts[skip_levels:])
 
 
 def coefficients_of(features: Features) -> np.ndarray:
