@@ -30,8 +30,9 @@ _NATURAL_SLOPE = 0.8
 """d ln(MSE) / d ln(rate) of these models near their best rate: where lmbda starts."""
 _CALIBRATIONS = 12
 _GUARD_STEPS = 100
-_RUN_AWAY = 1.5
-"""A loss so many times the best one means that the learning rate was too high."""
+_RUN_AWAY = (1.05, 1.5)
+"""A loss so many times the best one means that the learning rate was too high: the second, but the
+first where a model that knows nothing but the mean would be about as good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ class Trainer:
         self._log_steps = torch.zeros(chunks, len(sizes), device=device)
         self._pace = torch.ones(chunks, 1, 1, device=device)
         self._best = torch.full_like(self._target, torch.inf)
+        self._variance = torch.from_numpy(_variances(blocks, weights)).to(device)
         self._safe = self._p.clone()
         self._step_moments = (torch.zeros_like(self._log_steps), torch.zeros_like(self._log_steps))
 
@@ -208,7 +210,9 @@ class Trainer:
 
     def _guard(self) -> None:
         """Remember the chunks that do well; take those that ran away back, at half the pace."""
-        failed = ~(self._mse <= _RUN_AWAY * self._best)
+        least, most = (factor * self._best for factor in _RUN_AWAY)
+        half_way = (self._best + self._variance) / 2
+        failed = ~(self._mse <= half_way.clamp(least, most))
         if bool(failed.any()):
             where = failed[:, None, None]
             self._p = torch.where(where, self._safe, self._p)
@@ -276,3 +280,14 @@ class Trainer:
         magnitude = self._p.abs() / self._rate.spread(self._log_steps.exp())
         self._keep = prune_smallest(self._keep, magnitude, shares)
         self._p.mul_(self._keep)
+
+
+def _variances(blocks: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Return the mean squared error, float32 [chunk], of knowing nothing but a chunk's mean."""
+    flat = blocks.reshape(len(blocks), -1)
+    if weights is None:
+        return flat.var(axis=1, dtype=np.float64).astype(np.float32)
+    counted = weights.reshape(flat.shape).astype(np.float64)
+    total = np.maximum(counted.sum(axis=1), 1)
+    mean = (flat * counted).sum(axis=1) / total
+    return ((np.square(flat - mean[:, None]) * counted).sum(axis=1) / total).astype(np.float32)
