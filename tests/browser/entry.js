@@ -1,0 +1,1 @@
+export { FetchStore, get, open, root, slice } from "zarrita";
