@@ -32,7 +32,7 @@ _CALIBRATIONS = 12
 _GUARD_STEPS = 100
 _RUN_AWAY = (1.05, 1.5)
 """A loss so many times the best one means that the learning rate was too high: the second, but the
-first where a model that knows nothing but the mean would be about as good."""
+first where a model that knows nothing but the leaves' means would be about as good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,11 +283,10 @@ class Trainer:
 
 
 def _variances(blocks: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Return the mean squared error, float32 [chunk], of knowing nothing but a chunk's mean."""
-    flat = blocks.reshape(len(blocks), -1)
-    if weights is None:
-        return flat.var(axis=1, dtype=np.float64).astype(np.float32)
-    counted = weights.reshape(flat.shape).astype(np.float64)
-    total = np.maximum(counted.sum(axis=1), 1)
-    mean = (flat * counted).sum(axis=1) / total
-    return ((np.square(flat - mean[:, None]) * counted).sum(axis=1) / total).astype(np.float32)
+    """Return the mean squared error, float32 [chunk], of knowing nothing but the leaves' means."""
+    counted = np.ones(blocks.shape, np.float32) if weights is None else weights
+    total = np.maximum(counted.sum(axis=3, keepdims=True, dtype=np.float64), 1)
+    mean = (blocks * counted).sum(axis=3, keepdims=True, dtype=np.float64) / total
+    squares = np.square(blocks - mean.astype(np.float32)) * counted
+    errors = squares.sum(axis=(1, 2, 3), dtype=np.float64) / total.sum(axis=(1, 2, 3))
+    return errors.astype(np.float32)
