@@ -26,7 +26,7 @@ from tinc_codec.fit.initialise import initial_parameters
 from tinc_codec.fit.loss import RateTerm
 from tinc_codec.fit.plan import STEPS_BY_EFFORT, fit_plan
 from tinc_codec.fit.sampler import LatticeSampler
-from tinc_codec.fit.trainer import FitPlan, Trainer, tensors_of
+from tinc_codec.fit.trainer import FitPlan, Trainer, tensors_of, leaf_variances
 from tinc_codec.model.budget import smallest_section
 from tinc_codec.model.octree_mlp import TreeShape, uniform_widths
 from tinc_codec.model.section import read_tree, tree_parameters
@@ -308,6 +308,20 @@ def train(
     bits = np.linspace(900, 1500, len(blocks))
     result = Trainer(SHAPE, blocks, weights, bits, plan, "cpu", threads).run()
     return result.parameters, result.codes
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_leaf_variances_are_the_errors_of_the_leaves_means(masked):
+    rng = np.random.default_rng(3)
+    blocks = rng.standard_normal((3, 2, 4, 50)).astype(np.float32)
+    weights = rng.integers(0, 2, blocks.shape).astype(np.uint8) if masked else None
+    kept = np.ones(blocks.shape, bool) if weights is None else weights == 1
+    errors = np.zeros(3)
+    for place in np.ndindex(blocks.shape[:3]):
+        leaf = blocks[place][kept[place]].astype(np.float64)
+        errors[place[0]] += np.square(leaf - leaf.mean()).sum()
+    expected = errors / kept.sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(leaf_variances(blocks, weights), expected, rtol=1e-5)
 
 
 class TestTraining:

@@ -135,7 +135,7 @@ class Trainer:
         self._log_steps = torch.zeros(chunks, len(sizes), device=device)
         self._pace = torch.ones(chunks, 1, 1, device=device)
         self._best = torch.full_like(self._target, torch.inf)
-        self._variance = torch.from_numpy(_variances(blocks, weights)).to(device)
+        self._variance = torch.from_numpy(leaf_variances(blocks, weights)).to(device)
         self._safe = self._p.clone()
         self._step_moments = (torch.zeros_like(self._log_steps), torch.zeros_like(self._log_steps))
 
@@ -282,7 +282,7 @@ class Trainer:
         self._p.mul_(self._keep)
 
 
-def _variances(blocks: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def leaf_variances(blocks: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """Return the mean squared error, float32 [chunk], of knowing nothing but the leaves' means."""
     counted = np.ones(blocks.shape, np.float32) if weights is None else weights
     total = np.maximum(counted.sum(axis=3, keepdims=True, dtype=np.float64), 1)
