@@ -26,7 +26,7 @@ from tinc_codec.fit.initialise import initial_parameters
 from tinc_codec.fit.loss import RateTerm
 from tinc_codec.fit.plan import STEPS_BY_EFFORT, fit_plan
 from tinc_codec.fit.sampler import LatticeSampler
-from tinc_codec.fit.trainer import FitPlan, Trainer, tensors_of, leaf_variances
+from tinc_codec.fit.trainer import FitPlan, Trainer, leaf_variances, tensors_of
 from tinc_codec.model.budget import smallest_section
 from tinc_codec.model.octree_mlp import TreeShape, uniform_widths
 from tinc_codec.model.section import read_tree, tree_parameters

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
         UnsupportedVersionError,
     )
     from tinc_codec.inspection.reader import inspect
+    from tinc_codec.levels.multiscale import add_levels, open_level
+    from tinc_codec.levels.sampling import sample
     from tinc_codec.numcodecs import TINC
+    from tinc_codec.pipeline.decompress import decompress
 
     __version__: str
 
@@ -39,11 +42,22 @@ __all__ = [
     "UnsupportedDataError",
     "UnsupportedVersionError",
     "__version__",
+    "add_levels",
     "config",
+    "decompress",
     "inspect",
+    "open_level",
+    "sample",
 ]
 
-_MODULES = {"TINC": "tinc_codec.numcodecs", "inspect": "tinc_codec.inspection.reader"}
+_MODULES = {
+    "TINC": "tinc_codec.numcodecs",
+    "add_levels": "tinc_codec.levels.multiscale",
+    "decompress": "tinc_codec.pipeline.decompress",
+    "inspect": "tinc_codec.inspection.reader",
+    "open_level": "tinc_codec.levels.multiscale",
+    "sample": "tinc_codec.levels.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -129,9 +129,30 @@ def write_features(features: Features, low_passes: Sequence[LowPass]) -> bytes:
     return bytes(out) + b"".join(bytes(s.coded) + bytes(s.plain) for s in segments)
 
 
-def read_features(
-    data: bytes | memoryview, grid: Grid, volumes: int, *, skip_levels: int = 0, most_high: int = 3
-) -> Features:
+@dataclass(frozen=True, eq=False)
+class FeatureSection:
+    """A features section taken apart, its symbols still coded.
+
+    Attributes
+    ----------
+    grid : tuple of int
+    step_code, centroids, shifts
+        As in `Features`.
+    low_passes : tuple of LowPass
+        Per volume.
+    segments : tuple of Segment
+        Coarsest first, see `entropy.bands.segments_of`.
+    """
+
+    grid: Grid
+    step_code: int
+    centroids: tuple[tuple[int, int], ...]
+    shifts: tuple[tuple[int, ...], ...]
+    low_passes: tuple[LowPass, ...]
+    segments: tuple[Segment, ...]
+
+
+def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Features:
     """Read the section; the twin of `write_features`.
 
     Parameters
@@ -142,6 +163,26 @@ def read_features(
     volumes : int
         Memory stays near ten bytes per voxel of volumes of more than a few hundred voxels,
         whatever `data` says; tiny ones have tables of their own, some hundred bytes per voxel.
+
+    Raises
+    ------
+    CorruptStreamError, TruncatedStreamError
+
+    References
+    ----------
+    `docs/format.md` §9
+    """
+    return decode_features(parse_features(data, grid, volumes))
+
+
+def decode_features(
+    section: FeatureSection, *, skip_levels: int = 0, most_high: int = 3
+) -> Features:
+    """Decode the symbols of a section, or the coarse ones alone.
+
+    Parameters
+    ----------
+    section : FeatureSection
     skip_levels : int
         How many of the finest levels to leave out, at most as many as there are. What comes back
         are then the features of the coarser grid that is left, `level_shapes(grid)[skip_levels]`.
@@ -151,11 +192,21 @@ def read_features(
 
     Raises
     ------
-    CorruptStreamError, TruncatedStreamError
+    CorruptStreamError
+    """
+    symbols = decode_bands(
+        section.segments, section.grid, feature_levels(section.grid), section.low_passes,
+        section.shifts, finest=skip_levels, most_high=most_high,
+    )  # fmt: skip
+    return Features(
+        symbols, section.step_code, section.centroids[skip_levels:], section.shifts[skip_levels:]
+    )
 
-    References
-    ----------
-    `docs/format.md` §9
+
+def parse_features(data: bytes | memoryview, grid: Grid, volumes: int) -> FeatureSection:
+    """Take a section apart.
+
+    Parameters and errors as in `read_features`.
     """
     if math.prod(grid) > MAX_VOXELS:
         raise CorruptStreamError(
@@ -197,10 +248,7 @@ def read_features(
     ]
     if reader.remaining:
         raise CorruptStreamError(f"features: {reader.remaining} bytes follow the last segment")
-    symbols = decode_bands(
-        segments, grid, levels, low_passes, shifts, finest=skip_levels, most_high=most_high
-    )
-    return Features(symbols, code, centroids[skip_levels:], shifts[skip_levels:])
+    return FeatureSection(grid, code, centroids, shifts, tuple(low_passes), tuple(segments))
 
 
 def coefficients_of(features: Features) -> np.ndarray:

@@ -6,11 +6,12 @@ What a box cannot do without, the decoded symbols of all sections, is kept for r
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -98,6 +99,14 @@ def open_sections(header: Header) -> OpenChunk:
     return OpenChunk(info, model.tree, coefficients, model.corrections, classes)
 
 
+class _Sized(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+
+
+_Kept = TypeVar("_Kept", bound=_Sized)
+
+
 class ChunkCache:
     """The most recently used opened chunks, found by the bytes of their streams; thread-safe.
 
@@ -109,7 +118,7 @@ class ChunkCache:
 
     def __init__(self) -> None:
         self.size_bytes = 0
-        self._chunks: OrderedDict[bytes, OpenChunk] = OrderedDict()
+        self._chunks: OrderedDict[bytes, Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -132,22 +141,36 @@ class ChunkCache:
         FormatError
             If a section is damaged.
         """
+        return self.keep(stream, partial(open_sections, header), limit_bytes)
+
+    def keep(self, key: bytes, make: Callable[[], _Kept], limit_bytes: int = CACHE_BYTES) -> _Kept:
+        """Return what was made for a key, now or before.
+
+        Parameters
+        ----------
+        key : bytes
+            Tells everything that what is made depends on.
+        make : callable
+            Makes it: an object that is never changed, with its memory as `size_bytes`.
+        limit_bytes : int
+            As for `open`.
+        """
         with self._lock:
-            chunk = self._chunks.get(stream)
-            if chunk is not None:
-                self._chunks.move_to_end(stream)
-                return chunk
-        # Not under the lock: two threads may open one chunk twice, none waits for another's.
-        chunk = open_sections(header)
-        n_bytes = chunk.size_bytes + len(stream)
+            kept = self._chunks.get(key)
+            if kept is not None:
+                self._chunks.move_to_end(key)
+                return kept
+        # Not under the lock: two threads may make one thing twice, none waits for another's.
+        made = make()
+        n_bytes = made.size_bytes + len(key)
         with self._lock:
-            if n_bytes <= limit_bytes and stream not in self._chunks:
-                self._chunks[stream] = chunk
+            if n_bytes <= limit_bytes and key not in self._chunks:
+                self._chunks[key] = made
                 self.size_bytes += n_bytes
             while self.size_bytes > limit_bytes:
                 oldest, dropped = self._chunks.popitem(last=False)
                 self.size_bytes -= dropped.size_bytes + len(oldest)
-        return chunk
+        return made
 
     def clear(self) -> None:
         """Forget all chunks."""
