@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tinc_codec.levels.sampling import sample
     from tinc_codec.numcodecs import TINC
     from tinc_codec.pipeline.decompress import decompress
+    from tinc_codec.pipeline.plan import plan
+    from tinc_codec.pipeline.verify import verify
+    from tinc_codec.report.writing import write_report
 
     __version__: str
 
@@ -47,7 +50,10 @@ __all__ = [
     "decompress",
     "inspect",
     "open_level",
+    "plan",
     "sample",
+    "verify",
+    "write_report",
 ]
 
 _MODULES = {
@@ -56,7 +62,10 @@ _MODULES = {
     "decompress": "tinc_codec.pipeline.decompress",
     "inspect": "tinc_codec.inspection.reader",
     "open_level": "tinc_codec.levels.multiscale",
+    "plan": "tinc_codec.pipeline.plan",
     "sample": "tinc_codec.levels.sampling",
+    "verify": "tinc_codec.pipeline.verify",
+    "write_report": "tinc_codec.report.writing",
 }
 
 

@@ -294,8 +294,9 @@ def _best_share(
     room = work.room([Section.TREE])
     if smallest_section(grid) > room:
         return best
-    (scout,) = _fit_trees([work], [room], replace(params, effort=_SCOUT_EFFORT), device, threads)
-    if measure(tree_values(scout, work, threads)) + _SCOUT_GAIN < reached:
+    scout_effort, gain = _SCOUTS[params.effort - TREE_EFFORT]
+    (scout,) = _fit_trees([work], [room], replace(params, effort=scout_effort), device, threads)
+    if measure(tree_values(scout, work, threads)) + gain < reached:
         return best
     trained = replace(params, effort=params.effort - _EFFORT_OF_FEATURES)
     for share in _TREE_SHARES:
@@ -314,9 +315,9 @@ _EFFORT_OF_FEATURES = 2
 """So much lower is the effort that a tree is trained with here: several are."""
 _TREE_SHARES = (1.0, 0.75)
 """Parts of the bytes that go to hyper layers, the rest to features of what the tree leaves."""
-_SCOUT_EFFORT = 1
-_SCOUT_GAIN = 1.0
-"""In dB: what training on beyond the scout's effort may gain, at most about."""
+_SCOUTS = ((2, 1.5), (2, 1.5), (3, 1.0), (3, 1.0), (3, 1.0))
+"""From `TREE_EFFORT` on, the effort of the tree that is tried out first, and about the most, in dB,
+that longer training gains over it."""
 
 
 def _shared(

@@ -157,7 +157,10 @@ def array_name(array: Any) -> str:
 
 
 def only_array(group: Any) -> Any:
-    """Choose the array that is meant by a group: its only one, or its only one of TINC streams.
+    """Choose the array that is meant by a group.
+
+    That is level 0 where the group is an OME-Zarr image (0.4 or 0.5), else its only array, or its
+    only one of TINC streams.
 
     Parameters
     ----------
@@ -169,6 +172,9 @@ def only_array(group: Any) -> Any:
     ConfigError
         If there is no such array, or more than one; names them all.
     """
+    level_0 = _level_0_path(group.attrs)
+    if level_0 is not None and hasattr(group.get(level_0), "dtype"):
+        return group[level_0]
     if hasattr(group, "members"):
         found = list(group.members(max_depth=None))
     else:
@@ -185,6 +191,24 @@ def only_array(group: Any) -> Any:
         f"with TINC; give the path of one. TINC: {', '.join(ours) or 'none'}; "
         f"others: {', '.join(sorted(set(arrays) - set(ours))) or 'none'}"
     )
+
+
+def _level_0_path(attributes: Mapping[str, Any]) -> str | None:
+    """Read the path of the largest array off the metadata of an OME-Zarr image; None if it isn't.
+
+    Nothing is known of what others wrote, so every step is checked.
+    """
+    ome = attributes.get("ome")
+    images = (ome if isinstance(ome, Mapping) else attributes).get("multiscales")
+    levels = _first(images).get("datasets")
+    path = _first(levels).get("path")
+    return path if isinstance(path, str) else None
+
+
+def _first(entries: Any) -> Mapping[str, Any]:
+    if isinstance(entries, Sequence) and entries and isinstance(entries[0], Mapping):
+        return entries[0]
+    return {}
 
 
 def _is_tinc(array: Any) -> bool:

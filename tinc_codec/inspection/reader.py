@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import operator
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tinc_codec.bitstream.header import Header, read_header_only
 from tinc_codec.bitstream.reader import byte_view
-from tinc_codec.errors import (
-    CorruptStreamError,
-    FormatError,
-    TruncatedStreamError,
-    UnsupportedDataError,
+from tinc_codec.errors import CorruptStreamError, TruncatedStreamError, UnsupportedDataError
+from tinc_codec.inspection.access import (
+    Fetch,
+    Stream,
+    grid,
+    is_within,
+    naming,
+    open_stored,
+    read_index,
+    store_access,
 )
-from tinc_codec.inspection.layout import ArrayLayout, array_layout, only_array
-from tinc_codec.inspection.report import ChunkReport, InspectReport, bounds_within, describe_chunk
+from tinc_codec.inspection.layout import ArrayLayout, array_layout
+from tinc_codec.inspection.report import ChunkReport, InspectReport, describe_chunk
 
 # No header of today's sections is longer, and stores take as long for fewer.
 _FIRST_BYTES = 256
@@ -31,19 +33,6 @@ _CONCURRENT_REQUESTS = 64
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-# Bytes from start to stop of the object of a grid position, fewer where it ends before; the last
-# -start bytes where start is negative. None where there is no such object.
-_Fetch = Callable[[tuple[int, ...], int, int], Awaitable[bytes | None]]
-_Run = Callable[[Coroutine[Any, Any, InspectReport]], InspectReport]
-
-
-class _Stream(NamedTuple):
-    """Where a stream is: in which object of the store, and which part of it."""
-
-    coordinates: tuple[int, ...]
-    key: tuple[int, ...]
-    offset: int = 0
-    size_bytes: int | None = None
 
 
 def inspect(source: Any, *, storage_options: dict[str, Any] | None = None) -> InspectReport:
@@ -57,7 +46,8 @@ def inspect(source: Any, *, storage_options: dict[str, Any] | None = None) -> In
     ----------
     source : zarr.Array, zarr.Group, str, path, store, bytes-like or ndarray of uint8
         An array in the v2 or v3 format, plain or sharded; where one is, as a path, fsspec URL or
-        store; a group with one array, or one array stored with TINC; or the bytes of one stream.
+        store; a group with one array, or one array stored with TINC, or an OME-Zarr image, of which
+        level 0 is meant; or the bytes of one stream.
     storage_options : dict, optional
         For the fsspec file system of a URL.
 
@@ -85,13 +75,9 @@ def inspect(source: Any, *, storage_options: dict[str, Any] | None = None) -> In
         )
     if isinstance(source, bytes | bytearray | memoryview | np.ndarray):
         return _inspect_stream(byte_view(source))
-    import zarr
-
-    if not isinstance(source, zarr.Array | zarr.Group):
-        source = zarr.open(source, mode="r", storage_options=storage_options)
-    array = only_array(source) if isinstance(source, zarr.Group) else source
+    array = open_stored(source, storage_options)
     layout = array_layout(array)
-    fetch, run = _zarr3_access(array) if hasattr(array, "store_path") else _zarr2_access(array)
+    fetch, run = store_access(array)
     return run(_inspect_array(layout, fetch))
 
 
@@ -113,22 +99,22 @@ def _inspect_stream(data: memoryview) -> InspectReport:
     )
 
 
-async def _inspect_array(layout: ArrayLayout, fetch: _Fetch) -> InspectReport:
-    streams: Iterable[_Stream]
+async def _inspect_array(layout: ArrayLayout, fetch: Fetch) -> InspectReport:
+    streams: Iterable[Stream]
     extra_bytes: dict[str, int] = {}
     if layout.index is None:
-        streams = (_Stream(position, position) for position in _grid(layout, layout.chunk_shape))
+        streams = (Stream(position, position) for position in grid(layout, layout.chunk_shape))
     else:
         assert layout.shard_shape is not None
-        shards = _grid(layout, layout.shard_shape)
-        found = await _map_bounded(partial(_read_index, layout, fetch), shards)
+        shards = grid(layout, layout.shard_shape)
+        found = await _map_bounded(partial(read_index, layout, fetch), shards)
         indices = [entries for entries in found if entries is not None]
         extra_bytes["shard index"] = len(indices) * layout.index.size_bytes
         streams = list(itertools.chain.from_iterable(indices))
         # Zarr may store chunks of nothing but padding, behind the end of the array.
-        outside = [stream for stream in streams if not _is_within(stream.coordinates, layout)]
+        outside = [stream for stream in streams if not is_within(stream.coordinates, layout)]
         if outside:
-            streams = [stream for stream in streams if _is_within(stream.coordinates, layout)]
+            streams = [stream for stream in streams if is_within(stream.coordinates, layout)]
             extra_bytes["chunks outside"] = sum(stream.size_bytes or 0 for stream in outside)
     rows = await _map_bounded(partial(_read_chunk, layout, fetch), streams)
     present = (row for row in rows if row is not None)
@@ -147,37 +133,9 @@ async def _inspect_array(layout: ArrayLayout, fetch: _Fetch) -> InspectReport:
     )
 
 
-def _grid(layout: ArrayLayout, chunk_shape: tuple[int, ...]) -> Iterable[tuple[int, ...]]:
-    counts = (-(-n // c) for n, c in zip(layout.shape, chunk_shape, strict=True))
-    return itertools.product(*map(range, counts))
-
-
-def _is_within(coordinates: tuple[int, ...], layout: ArrayLayout) -> bool:
-    return 0 not in bounds_within(coordinates, layout.chunk_shape, layout.shape)
-
-
-async def _read_index(
-    layout: ArrayLayout, fetch: _Fetch, position: tuple[int, ...]
-) -> list[_Stream] | None:
-    """Find the streams of a shard; None where the shard is missing."""
-    index = layout.index
-    assert index is not None
-    start, stop = (0, index.size_bytes) if index.at_start else (-index.size_bytes, 0)
-    data = await fetch(position, start, stop)
-    if data is None:
-        return None
-    with _naming(f"shard {position} of {layout.name}"):
-        entries = index.read(data)
-    origin = [i * n for i, n in zip(position, index.grid_shape, strict=True)]
-    return [
-        _Stream(tuple(map(operator.add, origin, local)), position, offset, length)
-        for local, offset, length in entries
-    ]
-
-
-async def _read_chunk(layout: ArrayLayout, fetch: _Fetch, stream: _Stream) -> ChunkReport | None:
+async def _read_chunk(layout: ArrayLayout, fetch: Fetch, stream: Stream) -> ChunkReport | None:
     """Make the row of a chunk; None where it is missing."""
-    with _naming(f"chunk {stream.coordinates} of {layout.name}"):
+    with naming(f"chunk {stream.coordinates} of {layout.name}"):
         found = await _read_header(fetch, stream)
         if found is None:
             return None
@@ -194,7 +152,7 @@ async def _read_chunk(layout: ArrayLayout, fetch: _Fetch, stream: _Stream) -> Ch
     return describe_chunk(header, stream.coordinates, layout.chunk_shape, layout.shape)
 
 
-async def _read_header(fetch: _Fetch, stream: _Stream) -> tuple[Header, int | None] | None:
+async def _read_header(fetch: Fetch, stream: Stream) -> tuple[Header, int | None] | None:
     """Fetch as much of a stream as its header takes; with the stored size, where that shows."""
     data, wanted = b"", _FIRST_BYTES
     while True:
@@ -223,16 +181,6 @@ def _check_size(header: Header, size_bytes: int) -> None:
         raise CorruptStreamError(f"{size_bytes - declared} bytes follow the end of the stream")
 
 
-@contextlib.contextmanager
-def _naming(subject: str) -> Iterator[None]:
-    """Put what is damaged in front of an error's message; its class and attributes stay."""
-    try:
-        yield
-    except FormatError as error:
-        error.args = (f"{subject}: {error}",)
-        raise
-
-
 async def _map_bounded(
     function: Callable[[_T], Awaitable[_R]], arguments: Iterable[_T]
 ) -> list[_R]:
@@ -252,47 +200,3 @@ async def _map_bounded(
         for worker in workers:
             worker.cancel()
     return [results[number] for number in range(len(results))]
-
-
-def _zarr3_access(array: Any) -> tuple[_Fetch, _Run]:
-    from zarr.abc.store import RangeByteRequest, SuffixByteRequest
-    from zarr.buffer.cpu import buffer_prototype
-    from zarr.core.sync import sync
-
-    async def fetch(position: tuple[int, ...], start: int, stop: int) -> bytes | None:
-        path = array.store_path / array.metadata.encode_chunk_key(position)
-        part = SuffixByteRequest(-start) if start < 0 else RangeByteRequest(start, stop)
-        found = await path.get(buffer_prototype, part)
-        return None if found is None else found.to_bytes()
-
-    # A store's connections belong to zarr's own event loop.
-    return fetch, sync
-
-
-def _zarr2_access(array: Any) -> tuple[_Fetch, _Run]:
-    store = array.chunk_store
-
-    def read(key: str, start: int, stop: int) -> bytes | None:
-        if not (hasattr(store, "path") and hasattr(store, "_normalize_key")):
-            found = store.get(key)
-            return None if found is None else bytes(memoryview(found)[start:stop])
-        # A DirectoryStore or an FSStore; the others have no byte ranges.
-        path = f"{store.path}/{store._normalize_key(key)}"
-        try:
-            if hasattr(store, "fs"):
-                return bytes(store.fs.cat_file(path, start=start, end=stop))
-            with open(path, "rb") as file:
-                file.seek(start)
-                return file.read(stop - start)
-        except FileNotFoundError:
-            return None
-
-    async def fetch(position: tuple[int, ...], start: int, stop: int) -> bytes | None:
-        return await asyncio.to_thread(read, array._chunk_key(position), start, stop)
-
-    def run(coroutine: Coroutine[Any, Any, InspectReport]) -> InspectReport:
-        # In a thread of its own, since the caller's may run an event loop (in a notebook, say).
-        with ThreadPoolExecutor(1) as executor:
-            return executor.submit(asyncio.run, coroutine).result()
-
-    return fetch, run

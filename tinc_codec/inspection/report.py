@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,38 @@ class InspectReport:
         for chunk in self.chunks:
             grid[chunk.coordinates] = getattr(chunk, field)
         return grid
+
+    def to_record(self, *, with_chunks: bool = False) -> dict[str, Any]:
+        """Return all figures as a mapping for JSON.
+
+        Parameters
+        ----------
+        with_chunks : bool
+            Whether "chunks" lists a row per stored chunk.
+        """
+        record: dict[str, Any] = {
+            "array": self.name,
+            "shape": self.shape,
+            "dtype": self.dtype.str,
+            "chunk_shape": self.chunk_shape,
+            "shard_shape": self.shard_shape,
+            "codec": dict(self.codec),
+            "n_chunks": math.prod(self.grid_shape),
+            "n_missing": self.n_missing,
+            "n_constant": sum(chunk.constant for chunk in self.chunks),
+            "raw_bytes": self.raw_bytes,
+            "stored_bytes": self.stored_bytes,
+            "part_bytes": self.part_bytes,
+            "ratio": self.ratio,
+            "chunk_ratio_min": self.chunk_ratio_min,
+            "psnr": self.psnr,
+            "psnr_min": self.psnr_min,
+            "psnr_median": self.psnr_median,
+            "max_error": self.max_error,
+        }
+        if with_chunks:
+            record["chunks"] = [{**asdict(chunk), "models": chunk.models} for chunk in self.chunks]
+        return record
 
     def __str__(self) -> str:
         stored = self.stored_bytes

@@ -1,0 +1,1 @@
+"""A page that shows what compression did to a volume."""
