@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("tinc_codec", "numpy", "numba", "torch", "zarr", "imagecodecs", "av")
+PACKAGES = ("tinc_codec", "numpy", "numba", "torch", "zarr", "imagecodecs", "av", "aiohttp")
 
 
 def machine() -> dict[str, Any]:

@@ -11,9 +11,9 @@ resolve() {
         pyproject.toml "$@"
 }
 rm -f requirements/*.txt
-resolve bench 3.11 --extra demo --extra test --extra test-stores --extra lint --extra bench \
+resolve bench 3.11 --extra all --extra demo --extra test --extra test-stores --extra lint --extra bench \
     --constraint requirements/pins.in
-resolve test 3.11 --extra demo --extra test --extra test-stores --extra lint \
+resolve test 3.11 --extra all --extra demo --extra test --extra test-stores --extra lint \
     --constraint requirements/bench.txt
 resolve run 3.11 --extra demo --constraint requirements/bench.txt
 resolve zarr2 3.11 --extra test --constraint requirements/zarr2.in
