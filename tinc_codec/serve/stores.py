@@ -64,7 +64,7 @@ def _local_root(store: Store) -> str | None:
     if isinstance(store, LocalStore):
         return str(store.root)
     if isinstance(store, FsspecStore):
-        from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+        from fsspec.implementations.local import LocalFileSystem
 
         if isinstance(getattr(store.fs, "sync_fs", store.fs), LocalFileSystem):
             return store.path
