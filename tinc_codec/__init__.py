@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tinc_codec.levels.multiscale import add_levels, open_level
     from tinc_codec.levels.sampling import sample
     from tinc_codec.numcodecs import TINC
+    from tinc_codec.pipeline.compress import compress
     from tinc_codec.pipeline.decompress import decompress
     from tinc_codec.pipeline.plan import plan
     from tinc_codec.pipeline.verify import verify
@@ -46,6 +47,7 @@ __all__ = [
     "UnsupportedVersionError",
     "__version__",
     "add_levels",
+    "compress",
     "config",
     "decompress",
     "inspect",
@@ -59,6 +61,7 @@ __all__ = [
 _MODULES = {
     "TINC": "tinc_codec.numcodecs",
     "add_levels": "tinc_codec.levels.multiscale",
+    "compress": "tinc_codec.pipeline.compress",
     "decompress": "tinc_codec.pipeline.decompress",
     "inspect": "tinc_codec.inspection.reader",
     "open_level": "tinc_codec.levels.multiscale",

@@ -1,8 +1,194 @@
 """`tinc compress`."""
 
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tinc_codec.cli.console import BROKEN, messages, print_json, refusals
+
+if TYPE_CHECKING:
+    from tinc_codec.pipeline.progress import Summary
+
 __all__ = ["compress_command"]
 
+_INTERRUPTED = 130
+_LISTED = 20
+_RATIOS = (16.0, 32.0, 64.0, 128.0, 256.0)
 
-def compress_command() -> None:
-    """Not written yet."""
-    raise NotImplementedError
+
+def compress_command(
+    src: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A volume: NIfTI, TIFF, NumPy, HDF5 or NetCDF file, Zarr, or a URL of one.",
+        ),
+    ],
+    dst: Annotated[
+        str, typer.Argument(metavar="DST", help="The Zarr to write: a path or an fsspec URL.")
+    ],
+    ratio: Annotated[
+        float | None, typer.Option(help="Bytes before over bytes after, at least. Default: 64.")
+    ] = None,
+    psnr: Annotated[
+        float | None, typer.Option(help="Instead: PSNR of every chunk in dB, at least.")
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(help="Instead: error of every voxel, in the data's units, at most."),
+    ] = None,
+    effort: Annotated[int, typer.Option(min=0, max=9, help="Encode time spent on quality.")] = 4,
+    model: Annotated[str, typer.Option(help="auto, features or tree.")] = "auto",
+    chunks: Annotated[
+        str | None,
+        typer.Option(help="Edge of the chunks: 64, or per axis 64,64,64. Default: up to 128."),
+    ] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Edge of the shards, a multiple of the chunks'.")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(min=0, help="Levels of resolution beside the full one.")
+    ] = None,
+    zarr_format: Annotated[
+        int, typer.Option(min=2, max=3, help="3: OME-Zarr 0.5; 2: OME-Zarr 0.4.")
+    ] = 3,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="threads, processes, or the address of a dask.distributed scheduler, tcp://..."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Chunks encoded at once; by default one per CPU.")
+    ] = None,
+    variable: Annotated[
+        str | None, typer.Option(help="Which array of SRC, where there are several.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew: remove the Zarr that is at DST.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write nothing; show what several ratios would give."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compress a whole volume into a Zarr store.
+
+    Voxel size, units, axes and attributes come along. Stop it whenever you like: the same command
+    goes on where it stopped, and leaves alone what is finished. A chunk that fails is reported and
+    the rest goes on; the same command tries it again. SRC is only read.
+
+    Exit status: 0 if every chunk is there; 1 if some are not; 2 if it was refused or could not go
+    on; 130 after an interrupt.
+
+    [bold]Examples[/]
+
+    tinc compress brain.nii.gz brain.zarr --ratio 64
+
+    tinc compress scan.ome.tif s3://bucket/scan.zarr --max-error 2 --chunks 64 --levels 3
+
+    tinc compress run.h5 run.zarr --variable /t0/u --psnr 50 --scheduler tcp://10.0.0.1:8786
+
+    tinc compress brain.npy brain.zarr --dry-run
+    """
+    if dry_run:
+        from tinc_codec.cli.plan import plan_command
+
+        ratios = sorted({*_RATIOS, *(() if ratio is None else (ratio,))})
+        plan_command(
+            src,
+            ratios=",".join(f"{ratio:g}" for ratio in ratios),
+            effort=effort,
+            model=model,
+            chunks=chunks,
+            workers=workers,
+            variable=variable,
+            json=json,
+        )
+        return
+    if ratio is None and psnr is None and max_error is None:
+        ratio = 64.0
+    try:
+        with refusals():
+            from tinc_codec.pipeline.compress import compress
+
+            summary = compress(
+                src,
+                dst,
+                ratio=ratio,
+                psnr=psnr,
+                max_error=max_error,
+                effort=effort,
+                model=model,
+                chunks=_edges("chunks", chunks),
+                shards=_edges("shards", shards),
+                levels=levels,
+                zarr_format=zarr_format,
+                scheduler=scheduler,
+                workers=workers,
+                variable=variable,
+                overwrite=overwrite,
+                progress=not json or messages.is_terminal,
+            )
+    except KeyboardInterrupt:
+        again = "the same command" + (" without --overwrite" if overwrite else "")
+        messages.print(f"stopped; {again} goes on from here", markup=False)
+        raise typer.Exit(_INTERRUPTED) from None
+    if json:
+        print_json(summary.to_dict())
+    else:
+        _show(summary)
+    if not summary.complete:
+        raise typer.Exit(BROKEN)
+
+
+def _edges(field: str, text: str | None) -> int | tuple[int, ...] | None:
+    """Read "64" or "64,64,64"."""
+    if text is None:
+        return None
+    from tinc_codec.errors import ConfigError
+
+    try:
+        entries = tuple(int(entry) for entry in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"{field}={text!r} is not an edge (64) or one per axis (64,64,64)"
+        ) from None
+    return entries[0] if len(entries) == 1 else entries
+
+
+def _decibel(psnr: float) -> str:
+    return "exact" if psnr == math.inf else f"{psnr:.2f} dB"
+
+
+def _show(summary: "Summary") -> None:
+    from rich.console import Console
+
+    kind = "shards" if summary.shards else "chunks"
+    counts = f"{summary.n_done:,} {kind} made, {summary.n_skipped:,} there before"
+    failed = f"{summary.n_failed:,} failed"
+    lines = [f"{summary.destination}: {counts}, {failed}, in {summary.seconds:.1f} s"]
+    if summary.n_damaged:
+        lines.append(f"{summary.n_damaged:,} were damaged and are made anew")
+    if summary.worker_deaths:
+        lines.append(f"{summary.worker_deaths:,} worker processes ended and were replaced")
+    if summary.stored_bytes:
+        lines.append(
+            f"{summary.raw_bytes:,} bytes to {summary.stored_bytes:,}, ratio {summary.ratio:.2f}; "
+            f"PSNR {_decibel(summary.psnr)}, {_decibel(summary.psnr_min)} in the worst chunk; "
+            f"max error {summary.max_error:.6g}"
+        )
+    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    if summary.complete:
+        return
+    for failure in summary.failures[:_LISTED]:
+        messages.print(
+            f"{kind[:-1]} {failure.position}: {failure.reason}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    more = summary.n_failed - _LISTED
+    if more > 0:
+        messages.print(f"and {more:,} more", markup=False)
+    messages.print("the same command tries them again", markup=False)

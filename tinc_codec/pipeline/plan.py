@@ -19,7 +19,7 @@ from tinc_codec.params import EncodingParams
 from tinc_codec.pipeline.comparison import compare
 from tinc_codec.pipeline.sources import open_source
 from tinc_codec.pipeline.target import Position, Target, choose_layout
-from tinc_codec.pipeline.tasks import _encode as encode_voxels
+from tinc_codec.pipeline.tasks import encode_voxels
 from tinc_codec.pipeline.volumes import Volume
 
 __all__ = ["RATIOS", "Plan", "PlanRow", "Sample", "plan"]
@@ -228,6 +228,7 @@ def plan(
             start = time.perf_counter()
             voxels = np.asarray(volume.array[target.chunk_box(sample.coordinates)])
             read_s = time.perf_counter() - start
+            value_range = _wider(value_range, voxels)
             if number == 0:
                 _warm_up(voxels, settings[0])
             for row, params in zip(fits, settings, strict=True):
@@ -328,10 +329,10 @@ def _choose_samples(
     for coordinates in _spread_evenly(target.grid_shape):
         box = tuple(map(_middle, target.chunk_box(coordinates)))
         values = np.asarray(volume.array[box], dtype=np.float64)
+        low, high = _wider((low, high), values)
         values = values[np.isfinite(values)]
         spread = 0.0
         if values.size:
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
             with np.errstate(over="ignore"):
                 spread = float(values.std())
         probed.append(Sample(coordinates, spread))
@@ -339,6 +340,15 @@ def _choose_samples(
     count = min(count, len(probed))
     chosen = [probed[int((number + 0.5) * len(probed) / count)] for number in range(count)]
     return chosen, (low, high)
+
+
+def _wider(value_range: tuple[float, float], voxels: np.ndarray) -> tuple[float, float]:
+    """Widen a range by the finite values of some voxels."""
+    low, high = value_range
+    finite = voxels[np.isfinite(voxels)]
+    if not finite.size:
+        return value_range
+    return min(low, float(finite.min())), max(high, float(finite.max()))
 
 
 def _spread_evenly(grid_shape: tuple[int, ...]) -> Iterator[Position]:
