@@ -54,7 +54,7 @@ compat-newest: $(VENV_NEWEST)/.ready $(VENV_ZARR2)/.ready $(VENV)/.test
 	TINC_OTHER_PYTHON="$(CURDIR)/$(BIN)/python" \
 	TINC_ZARR2_PYTHON="$(CURDIR)/$(VENV_ZARR2)/bin/python" \
 		$(VENV_NEWEST)/bin/python -m pytest tests/compat tests/test_faces_zarr.py \
-		tests/test_faces_zarr_codec.py tests/test_faces_xarray.py $(PYTEST_ARGS)
+		tests/test_faces_zarr_codec.py tests/test_faces_xarray.py tests/test_writes.py $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.rd --markdown $(BENCH_ARGS)

@@ -12,14 +12,18 @@ from tinc_codec.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
-    for variable in ("TINC_DEVICE", "TINC_THREADS", "TINC_MAX_DECODED_BYTES", "OMP_NUM_THREADS"):
+    for variable in (*config._ENVIRONMENT.values(), "OMP_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(config, "_settings", None)
 
 
 def test_defaults():
     assert config.get() == config.Settings(
-        device="auto", threads="auto", max_decoded_bytes=4 * 2**30
+        device="auto",
+        threads="auto",
+        max_decoded_bytes=4 * 2**30,
+        cache_bytes=64 * 2**20,
+        device_memory_bytes="auto",
     )
 
 
@@ -40,6 +44,8 @@ def test_environment_is_read_once(monkeypatch):
         ("TINC_THREADS", "many"),
         ("TINC_MAX_DECODED_BYTES", "4GiB"),
         ("TINC_MAX_DECODED_BYTES", "auto"),
+        ("TINC_DEVICE_MEMORY_BYTES", "0"),
+        ("TINC_DEVICE_MEMORY_BYTES", "8GB"),
     ],
 )
 def test_a_bad_environment_variable_is_named(monkeypatch, variable, text):
@@ -70,6 +76,8 @@ def test_set_is_a_call_and_a_context_manager():
         ({"threads": 1.0}, "threads=1.0"),
         ({"max_decoded_bytes": 0}, "max_decoded_bytes=0"),
         ({"max_decoded_bytes": "auto"}, "max_decoded_bytes='auto'"),
+        ({"device_memory_bytes": 0}, 'device_memory_bytes=0 is not an integer >= 1 or "auto"'),
+        ({"device_memory_bytes": 1e9}, "device_memory_bytes=1000000000.0"),
         ({"threads": 2, "colour": 1}, "unknown setting colour; known are device, threads"),
     ],
 )
@@ -138,6 +146,43 @@ def test_auto_finds_a_real_gpu():
         assert config.resolve_device() == "cuda:0"
 
 
+def test_the_memory_of_a_device(monkeypatch):
+    monkeypatch.setenv("TINC_DEVICE_MEMORY_BYTES", "2000000")
+    assert config.resolve_device_memory("cpu:0") == config.resolve_device_memory("cuda") == 2000000
+    with config.set(device_memory_bytes=5):
+        assert config.resolve_device_memory("cuda:1") == 5
+    with config.set(device_memory_bytes="auto"):
+        assert config.resolve_device_memory("cpu:0") == 1 << 30
+
+
+def test_half_of_what_is_free_on_a_gpu_is_used(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 600)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert config.resolve_device_memory("cuda:1") == 700
+
+
+def test_one_thread_at_a_time_launches():
+    inside, most, order = 0, 0, []
+
+    def launch(number):
+        nonlocal inside, most
+        with config.device_slot(), config.device_slot():
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.005)
+            inside -= 1
+            order.append(number)
+
+    threads = [threading.Thread(target=launch, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert (most, sorted(order)) == (1, list(range(8)))
+
+
 def test_a_lone_call_gets_every_cpu_and_nested_ones_share_its_slots(monkeypatch):
     monkeypatch.setattr(config, "available_cpus", lambda: 4)
     with config.cpu_slots() as outer, config.cpu_slots() as inner:
@@ -188,7 +233,7 @@ import multiprocessing
 from tinc_codec import config
 
 def threads(queue):
-    with config.cpu_slots() as count:
+    with config.cpu_slots() as count, config.device_slot():
         queue.put((count, config.get().max_decoded_bytes))
 
 if __name__ == "__main__":
@@ -196,7 +241,7 @@ if __name__ == "__main__":
         context = multiprocessing.get_context(method)
         queue = context.Queue()
         config.set(max_decoded_bytes=123)
-        with config.cpu_slots():
+        with config.cpu_slots(), config.device_slot():
             process = context.Process(target=threads, args=(queue,))
             process.start()
             count, limit = queue.get(timeout=60)

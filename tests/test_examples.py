@@ -78,3 +78,10 @@ def test_dask_example_reduces_a_bucket(tmp_path):
     assert abs(mean - original) < 2
     # The three reductions share each chunk.
     assert len({chunk.key for chunk in chunks}) == len(chunks) == 8
+
+
+def test_gpu_example_reads_tensors(tmp_path):
+    pytest.importorskip("torch")
+    output = run("gpu_read.py", tmp_path, cwd=tmp_path)
+    assert output.startswith("(64, 64, 64) torch.uint8 on ")
+    assert float(re.search(r"PSNR ([\d.]+) dB", output)[1]) > 30

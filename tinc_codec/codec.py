@@ -1,7 +1,8 @@
 """Chunk <-> bytes: the one place where the stages meet."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -13,28 +14,26 @@ from tinc_codec import config
 from tinc_codec.bitstream.header import Header, overhead_bytes, read_stream, write_stream
 from tinc_codec.bitstream.reader import byte_view
 from tinc_codec.bitstream.sections import Section
+from tinc_codec.decode import decode_streams
 from tinc_codec.errors import TargetError
 from tinc_codec.metrics import measure
 from tinc_codec.params import EncodingParams
 from tinc_codec.volume.chunk import (
     ChunkInfo,
-    allocate,
     analyse,
-    fill_constant,
-    finish,
     is_constant,
     normalise,
-    valid_view,
 )
-from tinc_codec.volume.mask import decode_classes, encode_classes
+from tinc_codec.volume.mask import encode_classes
 
 if TYPE_CHECKING:
     from tinc_codec.model.region import OpenChunk
-    from tinc_codec.model.render import ChunkModel
 
 __all__ = [
     "decode_chunk",
     "decode_chunks",
+    "decode_chunks_on_device",
+    "decode_level",
     "decode_region",
     "encode_chunk",
     "encode_chunks",
@@ -85,6 +84,8 @@ def encode_chunk(array: Any, params: EncodingParams) -> bytes:
 def encode_chunks(arrays: Sequence[Any], params: EncodingParams) -> list[bytes]:
     """Encode chunks; those of one shape are fitted together, with the bytes each has alone.
 
+    As many at once as memory has room for: see `device_memory_bytes` in `tinc_codec.config`.
+
     Parameters and errors as in `encode_chunk`. One chunk that cannot be encoded fails the call.
     """
     arrays = [np.asarray(array) for array in arrays]
@@ -100,25 +101,71 @@ def encode_chunks(arrays: Sequence[Any], params: EncodingParams) -> list[bytes]:
             streams[index] = stream
         else:
             jobs.append(_Job(index, array, info, classes, sections, limit))
-    if jobs:
-        from tinc_codec.fit.sharing import Work, encode_models
-
-        with config.cpu_slots() as threads:
-            works = [
-                Work(
-                    np.asarray(job.array)[job.info.valid_slices].reshape(job.info.batched_shape),
-                    normalise(job.array, job.info, job.classes),
-                    job.info,
-                    job.classes,
-                    partial(_room, job),
-                    partial(_refuse, job),
-                )
-                for job in jobs
-            ]
-            models = encode_models(works, params, config.resolve_device(), threads)
-        for job, sections in zip(jobs, models, strict=True):
-            streams[job.index] = _seal(job, sections, params)
+    for part, device in _parts(jobs, params):
+        for job, stream in zip(part, _encode_part(part, params, device), strict=True):
+            streams[job.index] = stream
     return [stream for stream in streams if stream is not None]
+
+
+_PART_VOXELS = 1 << 24
+"""Voxels of the chunks that are encoded together: 64 MiB of float32."""
+_TREES_PART_VOXELS = 1 << 26
+"""The same where they are fitted in one batch."""
+
+
+def _parts(jobs: Sequence[_Job], params: EncodingParams) -> Iterator[tuple[list[_Job], str]]:
+    """Cut jobs into parts of one shape that memory has room for, each with a torch device."""
+    if not jobs:
+        return
+    device = config.resolve_device()
+    shapes: dict[tuple[int, int, int, int], list[_Job]] = {}
+    for job in jobs:
+        shapes.setdefault(job.info.batched_shape, []).append(job)
+    for shape, group in shapes.items():
+        voxels = _TREES_PART_VOXELS if params.model == "tree" else _PART_VOXELS
+        most, place = max(1, voxels // math.prod(shape)), device
+        if device != "cpu":
+            most = min(most, _most_on_device(shape, group, params, device))
+            most, place = (most, device) if most else (1, "cpu")
+        for first in range(0, len(group), most):
+            yield group[first : first + most], place
+
+
+def _most_on_device(
+    shape: tuple[int, int, int, int], jobs: Sequence[_Job], params: EncodingParams, device: str
+) -> int:
+    """Count the chunks that one fit may hold on a device; 0 where not even one has room."""
+    from tinc_codec.fit.memory import fit_bytes
+
+    most = len(jobs)
+    # Without a ratio, trees of up to four bytes per voxel are tried.
+    least_ratio_bytes = max(64, 4 * math.prod(shape))
+    section = max(job.limit_bytes or least_ratio_bytes for job in jobs)
+    limit = config.resolve_device_memory(device)
+    while most and fit_bytes(shape, section, params, most) > limit:
+        most //= 2
+    return most
+
+
+def _encode_part(jobs: Sequence[_Job], params: EncodingParams, device: str) -> list[bytes]:
+    """Encode chunks that are not constant, together."""
+    from tinc_codec.fit.sharing import Work, encode_models
+
+    with config.cpu_slots() as threads:
+        works = [
+            Work(
+                np.asarray(job.array)[job.info.valid_slices].reshape(job.info.batched_shape),
+                normalise(job.array, job.info, job.classes),
+                job.info,
+                job.classes,
+                partial(_room, job),
+                partial(_refuse, job),
+            )
+            for job in jobs
+        ]
+        with config.device_slot() if device != "cpu" else nullcontext():
+            models = encode_models(works, params, device, threads)
+    return _seal(jobs, models, params)
 
 
 def _limit_bytes(array: np.ndarray, ratio: float | None) -> int | None:
@@ -163,27 +210,34 @@ def _refuse(job: _Job, least: Mapping[int, int]) -> NoReturn:
     raise TargetError(f"a chunk of shape {job.array.shape} does not fit {job.limit_bytes} bytes")
 
 
-def _seal(job: _Job, models: Mapping[int, bytes], params: EncodingParams) -> bytes:
-    """Build the stream, decode it as a reader will, and record what it achieves.
+def _seal(
+    jobs: Sequence[_Job], models: Sequence[Mapping[int, bytes]], params: EncodingParams
+) -> list[bytes]:
+    """Build streams, decode them as a reader will, and record what they achieve.
 
     Raises
     ------
     TargetError
         If what a reader gets breaks the promise.
     """
-    sections = {**job.sections, **models}
-    draft = write_stream(Header(job.info, 0.0, 0.0, sections))
-    _check_limit(len(draft), job.limit_bytes, job.array)
-    (decoded,) = _decode([draft])
-    valid = job.info.valid_slices
-    original = np.asarray(job.array)[valid]
-    finite = None if job.classes is None else job.classes == 0
-    quality = measure(original, decoded[valid], finite)
-    if params.psnr is not None and quality.psnr < params.psnr:
-        raise TargetError(f"psnr={params.psnr:g} dB was not reached: {quality.psnr:.3f} dB")
-    if params.max_error is not None and not quality.max_error <= params.max_error:
-        raise TargetError(f"max_error={params.max_error:g} was not kept: {quality.max_error:g}")
-    return write_stream(Header(job.info, quality.psnr, quality.max_error, sections))
+    sections = [{**job.sections, **model} for job, model in zip(jobs, models, strict=True)]
+    drafts = [
+        write_stream(Header(job.info, 0.0, 0.0, bodies))
+        for job, bodies in zip(jobs, sections, strict=True)
+    ]
+    for job, draft in zip(jobs, drafts, strict=True):
+        _check_limit(len(draft), job.limit_bytes, job.array)
+    streams = []
+    for job, bodies, decoded in zip(jobs, sections, decode_streams(drafts), strict=True):
+        valid = job.info.valid_slices
+        finite = None if job.classes is None else job.classes == 0
+        quality = measure(np.asarray(job.array)[valid], decoded[valid], finite)
+        if params.psnr is not None and quality.psnr < params.psnr:
+            raise TargetError(f"psnr={params.psnr:g} dB was not reached: {quality.psnr:.3f} dB")
+        if params.max_error is not None and not quality.max_error <= params.max_error:
+            raise TargetError(f"max_error={params.max_error:g} was not kept: {quality.max_error:g}")
+        streams.append(write_stream(Header(job.info, quality.psnr, quality.max_error, bodies)))
+    return streams
 
 
 def decode_chunk(data: Any) -> np.ndarray:
@@ -213,7 +267,21 @@ def decode_chunks(streams: Sequence[Any]) -> list[np.ndarray]:
 
     Parameters and errors as in `decode_chunk`.
     """
-    return _decode(streams)
+    return decode_streams(streams)
+
+
+def decode_chunks_on_device(streams: Sequence[Any]) -> list[Any]:
+    """Decode chunks and leave them on the device that `config.resolve_device` names.
+
+    Parameters and errors as in `decode_chunk`.
+
+    Returns
+    -------
+    list of torch.Tensor
+        Shape and dtype of each original, in native byte order. On the CPU they share memory with
+        what `decode_chunks` returns.
+    """
+    return decode_streams(streams, on_device=True)
 
 
 def decode_region(data: Any, region: Sequence[slice]) -> np.ndarray:
@@ -248,6 +316,48 @@ def decode_region(data: Any, region: Sequence[slice]) -> np.ndarray:
         return render_region(open_chunk(data), region, threads)
 
 
+def decode_level(data: Any, level: int, extent: Sequence[int] | None = None) -> np.ndarray:
+    """Decode a chunk 2^level times smaller along its last three axes, on the CPU.
+
+    Levels that were decoded lately are kept, with the chunks of which parts were read.
+
+    Parameters
+    ----------
+    data : bytes-like or ndarray of uint8
+        What `encode_chunk` returned.
+    level : int
+        1 to 30.
+    extent : sequence of int, optional
+        How many voxels of the chunk belong to its array along each axis; all by default.
+
+    Returns
+    -------
+    ndarray
+        Read-only, of the chunk's dtype: about the means of blocks of decoded voxels, see
+        `model.levels.render_level`.
+
+    Raises
+    ------
+    FormatError
+        As `decode_chunk`.
+    ConfigError
+        If the level is out of range.
+    """
+    from tinc_codec.model.levels import render_level
+    from tinc_codec.model.region import CACHE
+
+    settings = config.get()
+    header = read_stream(data, max_decoded_bytes=settings.max_decoded_bytes)
+    room = tuple(header.info.shape if extent is None else extent)
+
+    with config.cpu_slots() as threads:
+        return CACHE.keep(
+            f"level {level} of {room}: ".encode() + bytes(byte_view(data)),
+            lambda: render_level(header, level, room, threads),
+            settings.cache_bytes,
+        ).voxels
+
+
 def open_chunk(data: Any) -> "OpenChunk":
     """Check a stream and decode its sections, to decode parts of the chunk from them.
 
@@ -260,49 +370,3 @@ def open_chunk(data: Any) -> "OpenChunk":
     settings = config.get()
     header = read_stream(data, max_decoded_bytes=settings.max_decoded_bytes)
     return CACHE.open(bytes(byte_view(data)), header, settings.cache_bytes)
-
-
-def _decode(streams: Sequence[Any]) -> list[np.ndarray]:
-    limit = config.get().max_decoded_bytes
-    headers = [read_stream(data, max_decoded_bytes=limit) for data in streams]
-    if any(_has_model(header) for header in headers):
-        with config.cpu_slots() as threads:
-            device = config.resolve_device()
-            if device != "cpu":
-                return _decode_together(headers, device, threads)
-            # One after the other, so that what is decoded in between is that of one chunk.
-            return [out for h in headers for out in _decode_together([h], device, threads)]
-    return _decode_together(headers, "cpu", 1)
-
-
-def _has_model(header: Header) -> bool:
-    return bool({Section.TREE, Section.FEATURES} & set(header.sections))
-
-
-def _decode_together(headers: Sequence[Header], device: str, threads: int) -> list[np.ndarray]:
-    """Decode chunks whose bytes are checked; nothing of their size is allocated before."""
-    classes = [_classes(header) for header in headers]
-    models: list[ChunkModel | None] = [None] * len(headers)
-    if any(map(_has_model, headers)):
-        from tinc_codec.model.render import read_model, render
-
-        models = [read_model(header) for header in headers]
-    outs = [allocate(header.info) for header in headers]
-    views = [
-        None if model is None else valid_view(out, model.info)
-        for model, out in zip(models, outs, strict=True)
-    ]
-    pairs = [(m, v) for m, v in zip(models, views, strict=True) if m is not None and v is not None]
-    if pairs:
-        render([model for model, _ in pairs], [view for _, view in pairs], device, threads)
-    for header, kinds, out, view in zip(headers, classes, outs, views, strict=True):
-        if view is None:
-            fill_constant(out, header.info)
-        finish(out, header.info, kinds, view)
-    return outs
-
-
-def _classes(header: Header) -> np.ndarray | None:
-    if Section.MASK not in header.sections:
-        return None
-    return decode_classes(header.sections[Section.MASK], header.info.valid_extent)

@@ -1,9 +1,9 @@
 """How this process computes: device, threads and limits; never part of stored metadata.
 
 Settings come from the environment (`TINC_DEVICE`, `TINC_THREADS`, `TINC_MAX_DECODED_BYTES`,
-`TINC_CACHE_BYTES`, read once, on first use) and from `set`. They belong to the process, not to a
-thread, because zarr and dask run codecs on threads of their own. Worker processes started afresh
-see only the environment.
+`TINC_CACHE_BYTES`, `TINC_DEVICE_MEMORY_BYTES`, read once, on first use) and from `set`. They
+belong to the process, not to a thread, because zarr and dask run codecs on threads of their own.
+Worker processes started afresh see only the environment.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _ENVIRONMENT = {
     "threads": "TINC_THREADS",
     "max_decoded_bytes": "TINC_MAX_DECODED_BYTES",
     "cache_bytes": "TINC_CACHE_BYTES",
+    "device_memory_bytes": "TINC_DEVICE_MEMORY_BYTES",
 }
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
@@ -47,6 +48,9 @@ class Settings:
     cache_bytes : int
         Memory for the parsed models of chunks of which parts were read, so that the next part
         costs only itself; 0 keeps none.
+    device_memory_bytes : int or "auto"
+        What one launch may hold on a GPU, at least 1: more chunks take several launches, and a
+        chunk that needs more by itself is computed on the CPU. "auto" is half of what is free.
 
     Raises
     ------
@@ -58,6 +62,7 @@ class Settings:
     threads: int | Literal["auto"] = "auto"
     max_decoded_bytes: int = 4 * 2**30
     cache_bytes: int = 64 * 2**20
+    device_memory_bytes: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
@@ -71,6 +76,9 @@ class Settings:
         limit = _positive_int("max_decoded_bytes", self.max_decoded_bytes)
         object.__setattr__(self, "max_decoded_bytes", limit)
         object.__setattr__(self, "cache_bytes", _integer("cache_bytes", self.cache_bytes, 0))
+        if self.device_memory_bytes != "auto":
+            most = _positive_int("device_memory_bytes", self.device_memory_bytes, ' or "auto"')
+            object.__setattr__(self, "device_memory_bytes", most)
 
 
 def _positive_int(field: str, value: object, alternative: str = "") -> int:
@@ -98,6 +106,7 @@ def _from_environment() -> Settings:
 
 
 _lock = threading.RLock()
+_device_lock = threading.RLock()
 _settings: Settings | None = None
 
 
@@ -141,7 +150,8 @@ def set(**changes: Any) -> _Change:
     Parameters
     ----------
     **changes
-        Fields of `Settings`: `device`, `threads`, `max_decoded_bytes`, `cache_bytes`.
+        Fields of `Settings`: `device`, `threads`, `max_decoded_bytes`, `cache_bytes`,
+        `device_memory_bytes`.
 
     Raises
     ------
@@ -186,6 +196,40 @@ def resolve_device() -> str:
     if number >= count:
         raise ConfigError(f"device={device!r}, but there are only {count} CUDA device(s)")
     return device
+
+
+_AUTO_DEVICE_MEMORY = 1 << 30
+
+
+def resolve_device_memory(device: str) -> int:
+    """Return how many bytes one launch may hold on a torch device.
+
+    Parameters
+    ----------
+    device : str
+        From `resolve_device`. "auto" means half of the memory that is free on a GPU now, what
+        torch keeps for reuse included, and 1 GiB on any other device.
+    """
+    limit = get().device_memory_bytes
+    if limit != "auto":
+        return limit
+    if not device.startswith("cuda"):
+        return _AUTO_DEVICE_MEMORY
+    import torch
+
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, (free_bytes + kept_bytes) // 2)
+
+
+@contextmanager
+def device_slot() -> Iterator[None]:
+    """Wait until no other thread of this process launches on a GPU, so that limits add up.
+
+    Nested use in one thread does not wait.
+    """
+    with _device_lock:
+        yield
 
 
 def _nvidia_driver_loaded() -> bool:
@@ -283,8 +327,9 @@ def cpu_slots() -> Iterator[int]:
 
 def _after_fork() -> None:
     # Locks and slots held by other threads of the parent would never be released here.
-    global _lock, _gate
+    global _lock, _device_lock, _gate
     _lock = threading.RLock()
+    _device_lock = threading.RLock()
     _gate = _SlotGate()
 
 

@@ -1,4 +1,4 @@
-"""Every error that tinc_codec raises on purpose."""
+"""Every error that tinc_codec raises on purpose, and the one warning that it gives."""
 
 
 class TincError(Exception):
@@ -46,3 +46,11 @@ class UnsupportedVersionError(FormatError):
 
 class LimitError(FormatError):
     """A stream declares a decoded size beyond the configured limit."""
+
+
+class PartialWriteWarning(UserWarning):
+    """A part of a chunk that holds lossy data is overwritten, so that the whole is encoded again.
+
+    `warnings.simplefilter("error", PartialWriteWarning)` refuses such writes; nothing of the
+    chunk is changed then.
+    """

@@ -30,7 +30,7 @@ class _FrozenDict(dict[str, Any]):
 
 
 class TINC(Codec, _FrozenDict):
-    """Store each chunk as a tree of sine networks, at a promised size.
+    """Store each chunk as wavelet features or a tree of sine networks, and keep a promise.
 
     One object for both formats: a numcodecs codec for `compressor=` (Zarr v2 format), and, read
     as a mapping, the named configuration `{"name": "tinc", "configuration": {...}}` for
@@ -40,8 +40,12 @@ class TINC(Codec, _FrozenDict):
     ----------
     ratio : float
         Encoded bytes of every chunk are at most its raw bytes / ratio; 1 < ratio <= 100000.
-    psnr, max_error : float
-        Promises on quality instead of size; not available yet.
+    psnr : float
+        PSNR of every chunk in dB is at least this, with the chunk's own range as peak.
+    max_error : float
+        Every valid voxel is decoded within this of the original, in the data's units.
+    model : {"auto", "features", "tree"}
+        What a chunk's bytes go to.
     effort : int
         Encode time spent on quality, 0 to 9; decode time does not depend on it.
     levels, layers, level_split, node_split, w0, pruning, seed
@@ -96,12 +100,16 @@ class TINC(Codec, _FrozenDict):
     def encode(self, buf: Any) -> bytes:
         """Encode one chunk: an array of 1 to 5 axes, never modified, or a buffer of bytes.
 
+        Whether a part of a chunk was overwritten that held lossy data already is not known here:
+        in the Zarr v2 format no `PartialWriteWarning` says so, and the promise is about what zarr
+        read before the write.
+
         Raises
         ------
         UnsupportedDataError
             If the dtype or shape cannot be encoded; said before any work.
         TargetError
-            If the promised ratio cannot be kept for this chunk.
+            If the promise cannot be kept for this chunk.
         """
         from tinc_codec.volume.chunk import check_supported
 

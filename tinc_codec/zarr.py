@@ -7,21 +7,30 @@ it. It needs zarr 3.1 or later and is loaded by zarr's entry point only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import importlib
+import warnings
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.abc.codec import ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin
+from zarr.abc.codec import (
+    ArrayBytesCodec,
+    ArrayBytesCodecPartialDecodeMixin,
+    ArrayBytesCodecPartialEncodeMixin,
+)
+from zarr.core.buffer import gpu
 
 from tinc_codec import config
-from tinc_codec.errors import ConfigError, CorruptStreamError
+from tinc_codec.batching import joined
+from tinc_codec.errors import ConfigError, PartialWriteWarning
+from tinc_codec.merge import Write, check_stored, is_whole, merge, rewrite_all
 from tinc_codec.params import EncodingParams
 from tinc_codec.volume.selection import Box, cover
 
 if TYPE_CHECKING:
-    from zarr.abc.store import ByteGetter
+    from zarr.abc.store import ByteGetter, ByteSetter
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
 
@@ -29,7 +38,9 @@ _NAME = "tinc"
 
 
 @dataclass(frozen=True)
-class TINCCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
+class TINCCodec(
+    ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin, ArrayBytesCodecPartialEncodeMixin
+):
     """Zarr v3 shell around `codec.encode_chunks`, `codec.decode_chunks` and `codec.open_chunk`.
 
     It holds nothing but what is stored: device, threads and limits come from
@@ -85,11 +96,62 @@ class TINCCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     async def encode(
         self, chunks_and_specs: Iterable[tuple[NDBuffer | None, ArraySpec]]
     ) -> list[Buffer | None]:
-        """Encode all chunks of one call as one batch; None stays None."""
+        """Encode all chunks of one call as one batch; None stays None.
+
+        Zarr's way to write where other codecs stand beside this one. Whether a chunk is new or a
+        part of it was overwritten is not known here.
+        """
         batch = list(chunks_and_specs)
-        present = [(chunk, spec) for chunk, spec in batch if chunk is not None]
-        encoded = iter(await asyncio.to_thread(self._encode_present, present) if present else ())
-        return [None if chunk is None else next(encoded) for chunk, _ in batch]
+        arrays = [None if chunk is None else chunk.as_numpy_array() for chunk, _ in batch]
+        payloads = await self._encode_arrays(arrays, [spec for _, spec in batch])
+        return [
+            None if payload is None else spec.prototype.buffer.from_bytes(payload)
+            for payload, (_, spec) in zip(payloads, batch, strict=True)
+        ]
+
+    async def encode_partial(
+        self, batch_info: Iterable[tuple[ByteSetter, NDBuffer, Any, ArraySpec]]
+    ) -> None:
+        """Write chunks or parts of them; zarr's way to write, whole or not.
+
+        Nothing is stored before all chunks of the call are encoded.
+
+        Parameters
+        ----------
+        batch_info : iterable of (byte setter, values, selection, chunk spec)
+
+        Warns
+        -----
+        PartialWriteWarning
+            Where a part of a chunk with lossy data is overwritten.
+
+        Raises
+        ------
+        TargetError
+            If a promise cannot be kept.
+        """
+        batch = list(batch_info)
+        found = await _at_most_at_once(
+            _none() if is_whole(selection, spec.shape) else setter.get(prototype=spec.prototype)
+            for setter, _, selection, spec in batch
+        )
+        writes = await asyncio.to_thread(self._merge_all, batch, found)
+        arrays = [None if write.old is not None else write.array for write in writes]
+        payloads = await self._encode_arrays(arrays, [spec for *_, spec in batch])
+        rewrites = [write for write in writes if write.old is not None]
+        rewritten = iter(
+            await asyncio.to_thread(rewrite_all, rewrites, self.params) if rewrites else ()
+        )
+        final = [
+            payload if write.old is None else next(rewritten)
+            for payload, write in zip(payloads, writes, strict=True)
+        ]
+        await _at_most_at_once(
+            setter.delete()
+            if payload is None
+            else setter.set(spec.prototype.buffer.from_bytes(payload))
+            for (setter, _, _, spec), payload in zip(batch, final, strict=True)
+        )
 
     async def decode(
         self, chunks_and_specs: Iterable[tuple[Buffer | None, ArraySpec]]
@@ -97,7 +159,7 @@ class TINCCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
         """Decode all chunks of one call as one batch; None, a missing chunk, stays None."""
         batch = list(chunks_and_specs)
         present = [(chunk, spec) for chunk, spec in batch if chunk is not None]
-        decoded = iter(await asyncio.to_thread(_decode_present, present) if present else ())
+        decoded = iter(await _in_thread("decode", _decode_present, present))
         return [None if chunk is None else next(decoded) for chunk, _ in batch]
 
     async def decode_partial(
@@ -115,19 +177,15 @@ class TINCCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
             `chunk[selection]` each; None for a missing chunk.
         """
         batch = list(batch_info)
-        gate = asyncio.Semaphore(zarr.config.get("async.concurrency"))
-
-        async def fetch(getter: ByteGetter, spec: ArraySpec) -> Buffer | None:
-            async with gate:
-                return await getter.get(prototype=spec.prototype)
-
-        fetched = await asyncio.gather(*(fetch(getter, spec) for getter, _, spec in batch))
+        fetched = await _at_most_at_once(
+            getter.get(prototype=spec.prototype) for getter, _, spec in batch
+        )
         present = [
             (chunk, selection, spec)
             for chunk, (_, selection, spec) in zip(fetched, batch, strict=True)
             if chunk is not None
         ]
-        decoded = iter(await asyncio.to_thread(_decode_selected, present) if present else ())
+        decoded = iter(await _in_thread("decode selected", _decode_selected, present))
         return [None if chunk is None else next(decoded) for chunk in fetched]
 
     async def _decode_partial_single(
@@ -135,6 +193,11 @@ class TINCCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
     ) -> NDBuffer | None:
         (decoded,) = await self.decode_partial([(byte_getter, selection, chunk_spec)])
         return decoded
+
+    async def _encode_partial_single(
+        self, byte_setter: ByteSetter, chunk_array: NDBuffer, selection: Any, chunk_spec: ArraySpec
+    ) -> None:
+        await self.encode_partial([(byte_setter, chunk_array, selection, chunk_spec)])
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
         (encoded,) = await self.encode([(chunk_data, chunk_spec)])
@@ -145,19 +208,77 @@ class TINCCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin):
         assert decoded is not None
         return decoded
 
-    def _encode_present(self, batch: list[tuple[NDBuffer, ArraySpec]]) -> list[Buffer]:
-        from tinc_codec.codec import encode_chunks
-        from tinc_codec.volume.chunk import check_supported
+    async def _encode_arrays(
+        self, arrays: Sequence[np.ndarray[Any, Any] | None], specs: Sequence[ArraySpec]
+    ) -> list[bytes | None]:
+        """Encode arrays as one batch; None stays None."""
+        present = []
+        for array, spec in zip(arrays, specs, strict=True):
+            if array is not None:
+                # Zarr does not call `validate` inside shards; other pipelines may call neither.
+                _check_array(array.dtype, spec.shape)
+                present.append(array)
+        kind = ("encode", self.params) if self.params.model == "tree" else None
+        encoded = iter(await _in_thread(kind, self._encode_present, present))
+        return [None if array is None else next(encoded) for array in arrays]
 
-        arrays = [chunk.as_numpy_array() for chunk, _ in batch]
-        for array, (_, spec) in zip(arrays, batch, strict=True):
-            # Zarr does not call `validate` inside shards, and other pipelines may call neither.
-            check_supported(array.dtype, spec.shape)
-        payloads = encode_chunks(arrays, self.params)
-        return [
-            spec.prototype.buffer.from_bytes(payload)
-            for payload, (_, spec) in zip(payloads, batch, strict=True)
+    def _encode_present(self, arrays: list[np.ndarray[Any, Any]]) -> list[bytes]:
+        from tinc_codec.codec import encode_chunks
+
+        return encode_chunks(arrays, self.params)
+
+    def _merge_all(
+        self,
+        batch: list[tuple[ByteSetter, NDBuffer, Any, ArraySpec]],
+        found: list[Buffer | None],
+    ) -> list[Write]:
+        """Put new values into what is stored; say so, before anything is encoded."""
+        writes = [
+            merge(values.as_numpy_array(), selection, spec, old)
+            for (_, values, selection, spec), old in zip(batch, found, strict=True)
         ]
+        if any(write.loses for write in writes):
+            warnings.warn(self._partial_write_message(), PartialWriteWarning, stacklevel=2)
+        return writes
+
+    def _partial_write_message(self) -> str:
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.params.to_config().items())
+        if self.params.max_error is None:
+            cost = "the rest of the chunk loses quality once more"
+        else:
+            cost = "the rest of the chunk stays within max_error, but takes more bytes"
+        return (
+            f"a part of a chunk with lossy data is overwritten, the chunk is encoded again with "
+            f"TINC({settings}): {cost}. Write whole chunks, or refuse such writes with "
+            "warnings.simplefilter('error', tinc_codec.PartialWriteWarning)"
+        )
+
+
+async def _none() -> None:
+    return None
+
+
+async def _at_most_at_once(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run calls to a store, as many at once as zarr is configured to."""
+    gate = asyncio.Semaphore(zarr.config.get("async.concurrency"))
+
+    async def run(call: Coroutine[Any, Any, Any]) -> Any:
+        async with gate:
+            return await call
+
+    return await asyncio.gather(*map(run, calls))
+
+
+async def _in_thread(kind: Any, work: Any, items: list[Any]) -> list[Any]:
+    """Work on a batch in a thread, on a GPU together with the batches of a kind that wait.
+
+    On the CPU each batch has a thread of its own: they share the CPUs.
+    """
+    if not items:
+        return []
+    if kind is None or config.resolve_device() == "cpu":
+        return await asyncio.to_thread(work, items)
+    return await joined(kind, work, items)
 
 
 def _check_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -168,10 +289,14 @@ def _check_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
 
 
 def _decode_present(batch: list[tuple[Buffer, ArraySpec]]) -> list[NDBuffer]:
-    from tinc_codec.codec import decode_chunks
+    from tinc_codec import codec
 
-    arrays = decode_chunks([chunk.as_numpy_array().view(np.uint8) for chunk, _ in batch])
-    return [_to_buffer(array, spec) for array, (_, spec) in zip(arrays, batch, strict=True)]
+    streams = [chunk.as_numpy_array().view(np.uint8) for chunk, _ in batch]
+    if config.resolve_device() != "cpu" and all(_takes_tensors(spec) for _, spec in batch):
+        decoded = codec.decode_chunks_on_device(streams)
+    else:
+        decoded = codec.decode_chunks(streams)
+    return [_to_buffer(one, spec) for one, (_, spec) in zip(decoded, batch, strict=True)]
 
 
 def _decode_selected(batch: list[tuple[Buffer, Any, ArraySpec]]) -> list[NDBuffer]:
@@ -196,7 +321,7 @@ def _decode_boxes(chunk: Buffer, selection: Any, spec: ArraySpec, boxes: list[Bo
 
     with config.cpu_slots() as threads:
         opened = open_chunk(chunk.as_numpy_array().view(np.uint8))
-        _check_decoded(opened.info.shape, opened.info.dtype, spec)
+        check_stored(opened.info.shape, opened.info.dtype, spec)
         parts = [render_region(opened, box, threads) for box in boxes]
     origin = [min(box[axis].start for box in boxes) for axis in range(len(spec.shape))]
     if len(parts) == 1:
@@ -223,15 +348,21 @@ def _shifted(selection: Sequence[Any], origin: Sequence[int]) -> tuple[Any, ...]
     )
 
 
-def _to_buffer(array: np.ndarray[Any, Any], spec: ArraySpec) -> NDBuffer:
-    _check_decoded(array.shape, array.dtype, spec)
-    return spec.prototype.nd_buffer.from_numpy_array(array)
+def _takes_tensors(spec: ArraySpec) -> bool:
+    """Tell whether a decoded chunk should stay on the device."""
+    nd_buffer = spec.prototype.nd_buffer
+    return hasattr(nd_buffer, "from_tensor") or issubclass(nd_buffer, gpu.NDBuffer)
 
 
-def _check_decoded(shape: tuple[int, ...], found: np.dtype[Any], spec: ArraySpec) -> None:
-    dtype = spec.dtype.to_native_dtype()
-    if shape != spec.shape or not np.can_cast(found, dtype, "equiv"):
-        raise CorruptStreamError(
-            f"decoded chunk has shape {shape} and dtype {found}, "
-            f"but the array's chunks have {spec.shape} and {dtype}"
-        )
+def _to_buffer(decoded: Any, spec: ArraySpec) -> NDBuffer:
+    """Hand a decoded chunk, an array or a tensor on a device, to zarr."""
+    nd_buffer: Any = spec.prototype.nd_buffer
+    if isinstance(decoded, np.ndarray):
+        check_stored(decoded.shape, decoded.dtype, spec)
+        return nd_buffer.from_numpy_array(decoded)
+    found = np.dtype(str(decoded.dtype).removeprefix("torch."))
+    check_stored(tuple(decoded.shape), found, spec)
+    if hasattr(nd_buffer, "from_tensor"):
+        return nd_buffer.from_tensor(decoded)
+    cupy: Any = importlib.import_module("cupy")
+    return nd_buffer.from_ndarray_like(cupy.from_dlpack(decoded))

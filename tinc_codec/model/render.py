@@ -1,15 +1,14 @@
 """The sections of a chunk -> its voxels: trees, features, their sum, and corrections."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
-from tinc_codec.model.evaluate import add_values, denormalise_torch, evaluate, store_values
+from tinc_codec.model.evaluate import add_values, evaluate, store_values
 from tinc_codec.model.octree_mlp import TreeShape
 from tinc_codec.model.section import read_tree, tree_parameters
 from tinc_codec.volume.chunk import ChunkInfo
@@ -17,8 +16,6 @@ from tinc_codec.volume.chunk import ChunkInfo
 if TYPE_CHECKING:
     from tinc_codec.model.features import Features
     from tinc_codec.quantise.corrections import Corrections
-
-_DEVICE_VOXELS = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +79,8 @@ def read_model(header: Header) -> ChunkModel | None:
     return ChunkModel(info, tree, features, corrections)
 
 
-def render(
-    models: Sequence[ChunkModel], views: Sequence[np.ndarray], device: str, threads: int
-) -> None:
-    """Decode models into arrays.
+def render(models: Sequence[ChunkModel], views: Sequence[np.ndarray], threads: int) -> None:
+    """Decode models into arrays on the CPU; `model.torch_render` is its twin for GPUs.
 
     Parameters
     ----------
@@ -93,35 +88,24 @@ def render(
         Their features' symbols are used up.
     views : sequence of ndarray
         Per model (B, z, y, x) of the chunk's dtype, any strides.
-    device : str
-        A torch device; trees of one shape are evaluated together on a GPU.
     threads : int
     """
-    together: dict[TreeShape, list[tuple[ChunkModel, np.ndarray]]] = {}
     for model, view in zip(models, views, strict=True):
-        if device != "cpu" and model.tree is not None and model.features is None:
-            together.setdefault(model.tree.shape, []).append((model, view))
+        tree, info = model.tree, model.info
+        if model.features is None:
+            assert tree is not None
+            evaluate(tree.shape, tree.parameters, tree.scaling, info, view, "cpu", threads)
         else:
-            _render_one(model, view, device, threads)
-    for shape, pairs in together.items():
-        _render_trees(shape, pairs, device)
-    for model, view in zip(models, views, strict=True):
-        if model.corrections is not None:
-            from tinc_codec.quantise.corrections import apply_corrections
-
-            apply_corrections(view, model.corrections, model.info)
+            store_values(model_values(model, threads), info, view, threads)
+        correct(model, view)
 
 
-def _render_one(model: ChunkModel, view: np.ndarray, device: str, threads: int) -> None:
-    tree, info = model.tree, model.info
-    if model.features is None:
-        assert tree is not None
-        evaluate(tree.shape, tree.parameters, tree.scaling, info, view, device, threads)
-    elif device == "cpu":
-        store_values(model_values(model, threads), info, view, threads)
-    else:
-        values = _values_torch(model, device)
-        np.copyto(view, denormalise_torch(values, info).cpu().numpy(), casting="unsafe")
+def correct(model: ChunkModel, view: np.ndarray) -> None:
+    """Apply a model's corrections to decoded voxels, (B, z, y, x), in place."""
+    if model.corrections is not None:
+        from tinc_codec.quantise.corrections import apply_corrections
+
+        apply_corrections(view, model.corrections, model.info)
 
 
 def model_values(model: ChunkModel, threads: int) -> np.ndarray:
@@ -137,38 +121,3 @@ def model_values(model: ChunkModel, threads: int) -> np.ndarray:
         tree = model.tree
         add_values(tree.shape, tree.parameters, tree.scaling, values, threads)
     return values
-
-
-def _values_torch(model: ChunkModel, device: str) -> Any:
-    import torch
-
-    from tinc_codec.model.evaluate import evaluate_torch
-    from tinc_codec.model.features import coefficients_of
-    from tinc_codec.model.torch_wavelet import inverse
-
-    assert model.features is not None
-    values = inverse(torch.from_numpy(coefficients_of(model.features)).to(device))
-    if model.tree is not None:
-        tree = model.tree
-        values += evaluate_torch(tree.shape, tree.parameters[None], tree.scaling[None], device)[0]
-    return values
-
-
-def _render_trees(
-    shape: TreeShape, pairs: list[tuple[ChunkModel, np.ndarray]], device: str
-) -> None:
-    from tinc_codec.model.evaluate import evaluate_batch
-
-    # Bounded, so that the decoded float32 of a batch stays within 1 GiB of the device.
-    most = max(1, _DEVICE_VOXELS // math.prod(pairs[0][1].shape))
-    for first in range(0, len(pairs), most):
-        batch = pairs[first : first + most]
-        trees = [model.tree for model, _ in batch if model.tree is not None]
-        evaluate_batch(
-            shape,
-            [tree.parameters for tree in trees],
-            [tree.scaling for tree in trees],
-            [model.info for model, _ in batch],
-            [view for _, view in batch],
-            device,
-        )

@@ -325,9 +325,7 @@ def _forward_level(
     team.share(depth, count * y, source.size)
 
 
-def _inverse_group(
-    coefficients: np.ndarray, out: np.ndarray, skip_levels: int, team: Team
-) -> None:
+def _inverse_group(coefficients: np.ndarray, out: np.ndarray, skip_levels: int, team: Team) -> None:
     shapes = level_shapes(_grid_of(coefficients))
     count = len(coefficients)
     scratch = np.empty(out.size, np.float32)
