@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.faces import brain, smooth_volume
-from tests.trees import SHAPE, draw, info_for, some_blocks, some_parameters, some_weights
+from tests.trees import SHAPE, draw, some_blocks, some_parameters, some_weights
 from tinc_codec import config
 from tinc_codec.bitstream.header import read_stream
 from tinc_codec.codec import (
@@ -19,7 +19,7 @@ from tinc_codec.fit.gradient import FusedGradient, TorchGradient
 from tinc_codec.metrics import max_error, psnr
 from tinc_codec.model import torch_wavelet
 from tinc_codec.model import wavelet as compiled_wavelet
-from tinc_codec.model.evaluate import evaluate
+from tinc_codec.model.evaluate import evaluate_torch
 from tinc_codec.model.features import TOLERANCE as FEATURES_TOLERANCE
 from tinc_codec.params import EncodingParams
 
@@ -68,13 +68,11 @@ def test_masks_padding_and_constants():
 def test_evaluation_agrees():
     parameters = some_parameters(SHAPE, 3)
     scaling = np.array([[0.5, 0.25]] * 3, dtype=np.float32)
-    outs = []
-    for device in ("cpu", "cuda"):
-        info = info_for("<f8", (3, *SHAPE.grid))
-        out = np.empty(info.shape)
-        evaluate(SHAPE, parameters, scaling, info, out, device, 1)
-        outs.append(out)
-    np.testing.assert_allclose(outs[0], outs[1], rtol=0, atol=TOLERANCE)
+    found, expected = (
+        evaluate_torch(SHAPE, parameters[None], scaling[None], device).cpu().numpy()
+        for device in ("cuda", "cpu")
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -1,7 +1,7 @@
 """Parameters -> voxels, on the CPU or on a GPU, in the chunk's dtype."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -21,10 +21,9 @@ def evaluate(
     scaling: np.ndarray,
     info: ChunkInfo,
     out: np.ndarray,
-    device: str,
     threads: int,
 ) -> None:
-    """Evaluate all volumes of a chunk at every voxel.
+    """Evaluate all volumes of a chunk at every voxel, on the CPU.
 
     Parameters
     ----------
@@ -37,47 +36,15 @@ def evaluate(
         Says what 0 and 1 stand for.
     out : ndarray
         Shape (volume, z, y, x), `info.dtype`, any strides.
-    device : str
-        A torch device.
     threads : int
     """
-    if device == "cpu":
-        _evaluate_compiled(shape, parameters, scaling, info, out, threads)
-    else:
-        evaluate_batch(shape, [parameters], [scaling], [info], [out], device)
-
-
-def evaluate_batch(
-    shape: TreeShape,
-    parameters: Sequence[np.ndarray],
-    scaling: Sequence[np.ndarray],
-    infos: Sequence[ChunkInfo],
-    outs: Sequence[np.ndarray],
-    device: str,
-) -> None:
-    """Evaluate many chunks of one shape together on a torch device.
-
-    Parameters as in `evaluate`, one entry per chunk.
-    """
-    values = evaluate_torch(shape, np.stack(parameters), np.stack(scaling), device)
-    for value, info, out in zip(values, infos, outs, strict=True):
-        np.copyto(out, denormalise_torch(value, info).cpu().numpy(), casting="unsafe")
-
-
-def denormalise_torch(values: Any, info: ChunkInfo) -> Any:
-    """Twin of `volume.chunk.denormalise`, in a torch dtype that holds the values of the chunk."""
-    import torch
-
-    scale, low, span, value_min, value_max = value_mapping(info)
-    native = info.dtype.newbyteorder("=")
-    # Some devices have no float64, and narrow integers do not need it.
-    wide = torch.float32 if native.kind in "iu" and native.itemsize < 4 else torch.float64
-    t = values.to(wide).clamp(0.0, 1.0).nan_to_num(0.0)
-    mapped = ((t * span + low) / scale).clamp(value_min, value_max)
-    if native.kind in "iu":
-        mapped = mapped.round()
-    exact = {"uint16": torch.int32, "uint32": torch.int64}
-    return mapped.to(exact.get(native.name) or getattr(torch, native.name))
+    mapping, is_integer = value_mapping(info), info.dtype.kind in "iu"
+    _through_native(
+        out,
+        lambda target: _run_leaves(
+            shape, parameters, scaling, mapping, is_integer, target, threads
+        ),
+    )
 
 
 def add_values(
@@ -116,23 +83,6 @@ def store_values(values: np.ndarray, info: ChunkInfo, out: np.ndarray, threads: 
 
 
 _SHARE_VOXELS = 1 << 19
-
-
-def _evaluate_compiled(
-    shape: TreeShape,
-    parameters: np.ndarray,
-    scaling: np.ndarray,
-    info: ChunkInfo,
-    out: np.ndarray,
-    threads: int,
-) -> None:
-    mapping, is_integer = value_mapping(info), info.dtype.kind in "iu"
-    _through_native(
-        out,
-        lambda target: _run_leaves(
-            shape, parameters, scaling, mapping, is_integer, target, threads
-        ),
-    )
 
 
 def _through_native(out: np.ndarray, fill: Callable[[np.ndarray], None]) -> None:

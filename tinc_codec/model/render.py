@@ -94,7 +94,7 @@ def render(models: Sequence[ChunkModel], views: Sequence[np.ndarray], threads: i
         tree, info = model.tree, model.info
         if model.features is None:
             assert tree is not None
-            evaluate(tree.shape, tree.parameters, tree.scaling, info, view, "cpu", threads)
+            evaluate(tree.shape, tree.parameters, tree.scaling, info, view, threads)
         else:
             store_values(model_values(model, threads), info, view, threads)
         correct(model, view)
