@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import records, volumes
-from benchmarks.frames import (
+from tinc_codec.metrics import measure, psnr
+from tinc_codec.report.frames import (
     from_strip,
     hevc_decode,
     hevc_encode,
@@ -33,7 +34,6 @@ from benchmarks.frames import (
     to_frames,
     to_strip,
 )
-from tinc_codec.metrics import measure, psnr
 
 
 class SizeNotReached(Exception):
