@@ -154,7 +154,7 @@ def measure_workers(volume: np.ndarray, chunk: int, ratio: float, copies: int) -
         for workers in (1, 2):
             with ExitStack() as stack:
                 cluster = stack.enter_context(
-                    LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+                    LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
                 )
                 client = stack.enter_context(Client(cluster))
                 client.compute(mean).result()

@@ -231,7 +231,7 @@ def main() -> None:
             soak = Soak(folder, options, can_fill=can_fill)
             with (
                 LocalCluster(
-                    n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
+                    n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
                     local_directory=tempfile.gettempdir(),
                 ) as cluster,
                 Client(cluster) as client,

@@ -350,7 +350,7 @@ def test_a_cluster_without_workers(tmp_path, source, monkeypatch):
     monkeypatch.setattr("tinc_codec.pipeline.cluster._NO_WORKER_SECONDS", 0.5)
     monkeypatch.setattr("tinc_codec.pipeline.cluster._COUNT_SECONDS", 0.2)
     with (
-        distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as cluster,
         pytest.raises(OSError, match=r"has had no worker for 0\.5 s"),
     ):
         compress(source, tmp_path / "a.zarr", scheduler=cluster.scheduler_address, **FAST)

@@ -33,7 +33,7 @@ def client():
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
@@ -120,7 +120,7 @@ print(mean, peak_bytes() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux")
 def test_a_reduction_holds_a_few_chunks_per_worker(tmp_path):
-    """512 MiB are reduced by two threads within four chunks of 8 MiB for each of them."""
+    """512 MiB are reduced by two threads within five chunks of 8 MiB for each of them."""
     edge, chunks = 128, 4
     array = zarr.create_array(
         tmp_path / "a.zarr",
@@ -147,4 +147,4 @@ def test_a_reduction_holds_a_few_chunks_per_worker(tmp_path):
     )
     mean, growth_bytes = map(float, done.stdout.split())
     assert mean == pytest.approx(array[:edge, :edge, :edge].mean(dtype="f8"), rel=1e-6)
-    assert growth_bytes <= 2 * 4 * 4 * edge**3
+    assert growth_bytes <= 2 * 5 * 4 * edge**3
