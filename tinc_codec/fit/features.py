@@ -208,26 +208,29 @@ def fit_to_size(
     """
     line = _Line(math.log(_AIM * limit_bytes), _SLOPE * math.log(2) / STEPS_PER_OCTAVE)
     code = fit.first_code(limit_bytes) if start_code is None else start_code
+    too_long = math.inf
     for _ in range(passes if fit.learns else 0):
         features, size = fit.quantise(code)
         line.add(code, math.log(size))
         fit.learn(fit.decode(features))
-        code = fit.clip(line.next_code())
+        too_long = code if size * _OVERHEAD > limit_bytes else math.inf
+        code = fit.clip(min(line.next_code(), too_long - 1))
     best: tuple[bytes, Features] | None = None
     too_long = math.inf
+    enough = _ENOUGH if passes > _FEW_PASSES else _ENOUGH_IN_HASTE
     tried: set[int] = set()
     for _ in range(_TRIES):
         features, size = fit.quantise(code)
-        if size <= limit_bytes:
+        if size * _OVERHEAD <= limit_bytes:
             section = fit.write(features)
             size = len(section)
             if size <= limit_bytes and (best is None or size > len(best[0])):
                 best = section, features
-        if best is not None and len(best[0]) >= _ENOUGH * limit_bytes:
+        if best is not None and len(best[0]) >= enough * limit_bytes:
             break
         tried.add(code)
         line.add(code, math.log(size))
-        if size > limit_bytes:
+        if size * _OVERHEAD > limit_bytes:
             too_long = min(too_long, code)
         code = fit.clip(min(line.next_code(), too_long - 1))
         if code in tried:
@@ -241,9 +244,12 @@ def fit_to_size(
 
 
 _TRIES = 10
+_OVERHEAD = 1.0015
+"""By so much, at least, estimated sizes fall short."""
 _AIM = 0.996
-"""Of the limit, for estimated sizes: they fall short by some 0.2 %."""
-_ENOUGH = 0.99
+"""Of the limit, for estimated sizes."""
+_ENOUGH, _ENOUGH_IN_HASTE = 0.99, 0.98
+_FEW_PASSES = 3
 _SLOPE = 0.8
 """Octaves that the size shrinks by while the step grows by one, to begin with."""
 
