@@ -132,9 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     codec = TINC(ratio=options.ratio, effort=options.effort)
     store = options.store
 
-    console.print(
-        f"Encoding {volume.shape} {volume.dtype} in chunks of {chunks}: a network each ..."
-    )
+    console.print("Compiling, which the first run on a machine does once ...")
+    corner = np.ascontiguousarray(volume[tuple(slice(0, 32) for _ in volume.shape)])
+    codec.decode(codec.encode(corner))
+
+    console.print(f"Encoding {volume.shape} {volume.dtype} in chunks of {chunks}: a model each ...")
     start = time.perf_counter()
     zarr.create_array(
         store, data=volume, chunks=chunks, serializer=codec, compressors=None, overwrite=True
