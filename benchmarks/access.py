@@ -4,8 +4,9 @@ python -m benchmarks.access
 
 The same array is stored with TINC (features), Blosc-Zstd (lossless) and SPERR at TINC's ratio, in
 chunks of one shape (SPERR as float32, which is all it takes), and read through zarr: a voxel, a
-plane, a box of 32 x 32 x 32, a chunk. Every read is a first one: nothing of the chunks is kept in memory. Then a first look at a coarse level,
-and a mean by Dask with one worker process and with two, of one thread each.
+plane, a box of 32 x 32 x 32, a chunk. Every read is a first one: nothing of the chunks is kept in
+memory. Then a first look at a coarse level, and a mean by Dask with one worker process and with
+two, of one thread each.
 """
 
 from __future__ import annotations
