@@ -208,13 +208,12 @@ def fit_to_size(
     """
     line = _Line(math.log(_AIM * limit_bytes), _SLOPE * math.log(2) / STEPS_PER_OCTAVE)
     code = fit.first_code(limit_bytes) if start_code is None else start_code
-    too_long = math.inf
     for _ in range(passes if fit.learns else 0):
         features, size = fit.quantise(code)
         line.add(code, math.log(size))
         fit.learn(fit.decode(features))
-        too_long = code if size * _OVERHEAD > limit_bytes else math.inf
-        code = fit.clip(min(line.next_code(), too_long - 1))
+        is_too_long = size * _OVERHEAD > limit_bytes
+        code = fit.clip(min(line.next_code(), code - 1) if is_too_long else line.next_code())
     best: tuple[bytes, Features] | None = None
     too_long = math.inf
     enough = _ENOUGH if passes > _FEW_PASSES else _ENOUGH_IN_HASTE
