@@ -151,18 +151,7 @@ def background(
 ) -> Iterator[str]:
     """Run an application made by `app` in a thread while the context lasts; gives its URL.
 
-    Parameters
-    ----------
-    application : aiohttp.web.Application
-    host : str
-        Name or address to listen at.
-    port : int
-        0 for any that is free.
-
-    Raises
-    ------
-    OSError
-        If the address cannot be had.
+    Parameters and errors as in `listening`.
     """
     started, failed, stop = threading.Event(), [], asyncio.Event()
     urls: list[str] = []
