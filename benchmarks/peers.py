@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,15 +24,7 @@ import numpy as np
 
 from benchmarks import records, volumes
 from tinc_codec.metrics import measure, psnr
-from tinc_codec.report.frames import (
-    from_strip,
-    hevc_decode,
-    hevc_encode,
-    linear_to_srgb,
-    srgb_to_linear,
-    to_frames,
-    to_strip,
-)
+from tinc_codec.report.peers import PEERS as CODECS
 
 
 class SizeNotReached(Exception):
@@ -72,10 +63,6 @@ Decode = Callable[[bytes], np.ndarray]
 Peer = Callable[[np.ndarray, int], PeerResult]
 ErrorBounded = Callable[[np.ndarray, float], PeerResult]
 
-# From 20 on libjxl halves the resolution, and its largest is 25.
-_JPEGXL_LAST_DISTANCE = 15.0
-_CONTRAST = struct.Struct("<f")
-
 
 def sperr(volume: np.ndarray, size_bytes: int) -> PeerResult:
     """Encode with SPERR at a fixed number of bits per voxel."""
@@ -94,131 +81,43 @@ def sperr(volume: np.ndarray, size_bytes: int) -> PeerResult:
     )
 
 
-def sz3(volume: np.ndarray, size_bytes: int) -> PeerResult:
-    """Encode with SZ3 at an absolute error bound."""
-    import imagecodecs
+def at_size(name: str, steps: int, scan: int = 0) -> Peer:
+    """Make the function that brings one of the codecs of `tinc_codec.report` to a size.
 
-    values = volume.astype(np.float32)
-    span = float(values.max()) - float(values.min())
-    return _bisect(
-        volume,
-        size_bytes,
-        lambda bound: imagecodecs.sz3_encode(values, mode="abs", abs=bound),
-        lambda data: imagecodecs.sz3_decode(data, volume.shape, np.float32),
-        small=span,
-        large=span * 1e-6,
-        steps=24,
-        logarithmic=True,
-        scan=48,
-    )
-
-
-def zfp(volume: np.ndarray, size_bytes: int) -> PeerResult:
-    """Encode with ZFP at an absolute error tolerance (a power of two in effect)."""
-    import imagecodecs
-
-    values = volume.astype(np.float32)
-    span = float(values.max()) - float(values.min())
-    return _bisect(
-        volume,
-        size_bytes,
-        lambda bound: imagecodecs.zfp_encode(values, bound, mode="a", numthreads=1),
-        imagecodecs.zfp_decode,
-        small=span * 1e5,
-        large=span * 1e-6,
-        steps=24,
-        logarithmic=True,
-    )
-
-
-def hevc(volume: np.ndarray, size_bytes: int) -> PeerResult:
-    """Encode with x265, preset `slow`, at a constant rate factor."""
-    frames, scale, low = to_frames(volume, bits=12)
-    height, width = frames.shape[1:]
-    # x265 corrupts its own memory on some frames smaller than 64 × 64.
-    missing = [(0, max(0, 64 - size)) for size in (height, width)]
-    frames = np.pad(frames, [(0, 0), *missing], mode="edge")
-    return _bisect(
-        volume,
-        size_bytes,
-        lambda crf: hevc_encode(frames, crf),
-        lambda data: hevc_decode(data, frames)[:, :height, :width] * scale + low,
-        small=51.0,
-        large=0.0,
-        steps=9,
-    )
-
-
-def jpeg2000(volume: np.ndarray, size_bytes: int) -> PeerResult:
-    """Encode with OpenJPEG, irreversible, one quality layer, at a PSNR of the whole image."""
-    import imagecodecs
-
-    frames, scale, low = to_frames(volume, bits=16)
-    image = to_strip(frames)
-    return _bisect(
-        volume,
-        size_bytes,
-        lambda level: imagecodecs.jpeg2k_encode(
-            image, level, codecformat="j2k", reversible=False, numthreads=1
-        ),
-        lambda data: (
-            from_strip(imagecodecs.jpeg2k_decode(data, numthreads=1), volume.shape) * scale + low
-        ),
-        small=1.0,
-        large=150.0,
-        steps=16,
-    )
-
-
-def jpegxl(volume: np.ndarray, size_bytes: int) -> PeerResult:
-    """Encode with libjxl, effort 7, at a distance.
-
-    imagecodecs declares float32 to be linear light, which libjxl quantises in steps that grow with
-    the value; through the curve of sRGB they are about even, as they are for 8-bit data (1 dB).
-    Distances past 15 do little, so from there on the contrast is lowered instead: without that
-    mri_t1 cannot be brought below a fiftieth of its size.
+    Parameters
+    ----------
+    name : str
+    steps : int
+        Of the bisection.
+    scan : int
+        Looser settings to try besides, for the best PSNR.
     """
-    import imagecodecs
 
-    low = float(volume.min())
-    scale = float(volume.max()) - low or 1.0
-    image = to_strip((volume - np.float64(low)) / scale)
-
-    def encode(distance: float) -> bytes:
-        contrast = min(1.0, _JPEGXL_LAST_DISTANCE / distance)
-        data = imagecodecs.jpegxl_encode(
-            srgb_to_linear(0.5 + contrast * (image - 0.5)),
-            effort=7,
-            distance=min(distance, _JPEGXL_LAST_DISTANCE),
-            numthreads=1,
+    def peer(volume: np.ndarray, size_bytes: int) -> PeerResult:
+        coder = _BINDINGS[name](volume)
+        return _bisect(
+            volume,
+            size_bytes,
+            coder.encode,
+            coder.decode,
+            small=coder.small,
+            large=coder.large,
+            steps=steps,
+            logarithmic=coder.logarithmic,
+            scan=scan,
         )
-        return _CONTRAST.pack(contrast) + data
 
-    def decode(data: bytes) -> np.ndarray:
-        (contrast,) = _CONTRAST.unpack_from(data)
-        decoded = imagecodecs.jpegxl_decode(data[_CONTRAST.size :], numthreads=1)
-        values = 0.5 + (linear_to_srgb(decoded) - 0.5) / contrast
-        return from_strip(values, volume.shape) * scale + low
-
-    return _bisect(
-        volume,
-        size_bytes,
-        encode,
-        decode,
-        small=1000 * _JPEGXL_LAST_DISTANCE,
-        large=0.05,
-        steps=12,
-        logarithmic=True,
-    )
+    return peer
 
 
+_BINDINGS = {peer.name: peer.bind for peer in CODECS}
 PEERS: dict[str, Peer] = {
     "SPERR": sperr,
-    "SZ3": sz3,
-    "ZFP": zfp,
-    "HEVC": hevc,
-    "JPEG 2000": jpeg2000,
-    "JPEG XL": jpegxl,
+    "SZ3": at_size("SZ3", steps=24, scan=48),
+    "ZFP": at_size("ZFP", steps=24),
+    "HEVC": at_size("HEVC", steps=9),
+    "JPEG 2000": at_size("JPEG 2000", steps=16),
+    "JPEG XL": at_size("JPEG XL", steps=12),
 }
 
 

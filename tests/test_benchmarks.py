@@ -72,10 +72,10 @@ def test_peer_keeps_to_the_size_and_gains_with_it(smooth, name, dtype):
 def test_impossible_size_is_said(smooth):
     pytest.importorskip("imagecodecs")
     pytest.importorskip("av")
-    from benchmarks.peers import SizeNotReached, hevc
+    from benchmarks.peers import PEERS, SizeNotReached
 
     with pytest.raises(SizeNotReached, match="10 asked for"):
-        hevc(smooth.astype(np.float32), 10)
+        PEERS["HEVC"](smooth.astype(np.float32), 10)
 
 
 def test_central_crop_and_loading(tmp_path, smooth):
@@ -116,7 +116,9 @@ def test_images_give_every_plane_back_where_it_was(peers, name, planes):
 
 def test_jpegxl_gets_smaller_than_its_largest_distance_allows(peers, smooth):
     rough = smooth + np.random.default_rng(0).normal(0, 0.3, smooth.shape)
-    results = [peers.jpegxl(rough.astype(np.float32), rough.size // part) for part in (8, 200)]
+    results = [
+        peers.PEERS["JPEG XL"](rough.astype(np.float32), rough.size // part) for part in (8, 200)
+    ]
     assert results[1].size_bytes <= rough.size // 200
     assert results[1].setting > 15
     assert results[0].psnr > results[1].psnr > 5
