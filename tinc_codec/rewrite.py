@@ -16,7 +16,7 @@ import numpy as np
 
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, read_stream, write_stream
-from tinc_codec.bitstream.sections import Section
+from tinc_codec.bitstream.sections import MODEL_SECTIONS, Section
 from tinc_codec.codec import encode_chunk
 from tinc_codec.decode import decode_header
 from tinc_codec.errors import TargetError
@@ -171,7 +171,7 @@ def _keep_model(
     sections: dict[int, bytes] = {
         section: bytes(body)
         for section, body in header.sections.items()
-        if section in (Section.TREE, Section.FEATURES)
+        if section in MODEL_SECTIONS
     }
     return _stream(info, classes, sections, found)
 

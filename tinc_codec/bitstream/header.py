@@ -286,6 +286,8 @@ def _contradiction(info: ChunkInfo, section_bytes: Mapping[int, int]) -> str | N
         return f"a chunk of {info.dtype} cannot hold voxels that are not finite"
     if has_corrections and not has_model:
         return "corrections need a model to correct"
+    if Section.POSTFILTER in section_bytes and not has_model:
+        return "a post-filter needs a model to filter"
     if info.value_min is None:
         if has_mask and not has_model:
             return None

@@ -20,11 +20,20 @@ class Section(IntEnum):
     TREE = 2
     FEATURES = 3
     CORRECTIONS = 4
+    POSTFILTER = 5
 
 
 KNOWN_SECTIONS = frozenset(Section)
-SINCE_MINOR = {Section.MASK: 0, Section.TREE: 0, Section.FEATURES: 1, Section.CORRECTIONS: 1}
+SINCE_MINOR = {
+    Section.MASK: 0,
+    Section.TREE: 0,
+    Section.FEATURES: 1,
+    Section.CORRECTIONS: 1,
+    Section.POSTFILTER: 2,
+}
 """The minor version with which each section came."""
+MODEL_SECTIONS = frozenset({Section.TREE, Section.FEATURES, Section.POSTFILTER})
+"""What t is made from; all but a post-filter say something by themselves."""
 
 
 def write_section_table(section_bytes: Mapping[int, int]) -> bytes:

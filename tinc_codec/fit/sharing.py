@@ -21,6 +21,7 @@ from tinc_codec.fit.features import (
     fit_to_quality,
     fit_to_size,
 )
+from tinc_codec.fit.postfilter import fit_postfilter, plan_of, section_bytes
 from tinc_codec.metrics import psnr
 from tinc_codec.model.budget import smallest_section
 from tinc_codec.model.evaluate import store_values
@@ -90,8 +91,8 @@ def encode_features(
     target = FeatureTarget(work.values, demands_of(work.values, work.classes))
     code: FeatureCode | None
     if params.ratio is not None:
-        code = _fit_features(target, work.room([Section.FEATURES]), params, device, threads)
-    elif params.psnr is not None:
+        return _within_ratio(work, target, {}, params, device, threads)
+    if params.psnr is not None:
         passes = PASSES_BY_EFFORT[params.effort]
         wanted, measure = params.psnr + _PSNR_MARGIN, quality_of(work, threads)
         if params.effort >= DESCENT_EFFORT:
@@ -103,6 +104,40 @@ def encode_features(
         fit = FeatureFit(target, threads, BOUNDED_LMBDA)
         return _bounded(work, fit, params.max_error, _BOUND_PASSES[params.effort])
     return None if code is None else {int(Section.FEATURES): code.section}
+
+
+def _within_ratio(
+    work: Work,
+    target: FeatureTarget,
+    others: Sections,
+    params: EncodingParams,
+    device: str,
+    threads: int,
+) -> Sections | None:
+    """Find features, and a post-filter where it pays, within the ratio beside other sections."""
+    used = _size(others)
+    plan = plan_of(params.effort, work.room([*others, Section.FEATURES]) - used, work.values.size)
+    if plan is not None:
+        room = work.room([*others, Section.FEATURES, Section.POSTFILTER]) - used
+        reserved = section_bytes(plan.widths)
+        code = _fit_features(target, room - reserved, params, device, threads)
+        if code is not None:
+            found = fit_postfilter(
+                code.values, target, plan, room - len(code.section), threads, params.seed
+            )
+            if found is not None and found.gain_db > _DB_PER_SHARE * reserved / room:
+                return {
+                    **others,
+                    int(Section.FEATURES): code.section,
+                    int(Section.POSTFILTER): found.section,
+                }
+    room = work.room([*others, Section.FEATURES]) - used
+    code = _fit_features(target, room, params, device, threads)
+    return None if code is None else {**others, int(Section.FEATURES): code.section}
+
+
+_DB_PER_SHARE = 4.0
+"""PSNR that features lose, in dB, per part of their bytes that goes elsewhere."""
 
 
 def _fit_features(
@@ -335,10 +370,7 @@ def _shared(
         return {int(Section.TREE): body}
     base = tree_values(body, work, threads)
     target = FeatureTarget(work.values, demands_of(work.values, work.classes), base)
-    code = _fit_features(target, room - len(body), params, device, threads)
-    if code is None:
-        return None
-    return {int(Section.TREE): body, int(Section.FEATURES): code.section}
+    return _within_ratio(work, target, {int(Section.TREE): body}, params, device, threads)
 
 
 def _values_of(sections: Sections, work: Work, threads: int) -> np.ndarray:

@@ -1,16 +1,37 @@
 """SOAP on the CPU, compiled: Adam in the eigenbasis of Shampoo's preconditioner."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
 import numpy as np
-import torch
 from numba import njit
 
-from tinc_codec.model.octree_mlp import TreeShape
+if TYPE_CHECKING:
+    import torch
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": True}
 _BETA1, _BETA2, _SHAMPOO_BETA = 0.95, 0.98, 0.98
 _REFRESH_STEPS = 20
 _RIDGE = np.float32(1e-6)
 _EPSILON = 1e-12
+
+
+class Layers(Protocol):
+    """Where the matrices of a network lie in its parameters: a `TreeShape`, for one.
+
+    Attributes
+    ----------
+    node_tables : sequence of ndarray of int64
+        Rows [weights, biases, out, in] along the last axis.
+    parameter_count, max_width : int
+    """
+
+    @property
+    def node_tables(self) -> Sequence[np.ndarray]: ...
+    @property
+    def parameter_count(self) -> int: ...
+    @property
+    def max_width(self) -> int: ...
 
 
 class Soap:
@@ -22,7 +43,7 @@ class Soap:
 
     Parameters
     ----------
-    shape : TreeShape
+    shape : Layers
     models : int
         Independent models of that shape.
 
@@ -31,7 +52,7 @@ class Soap:
     SOAP, arXiv 2409.11321, algorithm 3.
     """
 
-    def __init__(self, shape: TreeShape, models: int) -> None:
+    def __init__(self, shape: Layers, models: int) -> None:
         rows = []
         left = right = entries = 0
         for table in shape.node_tables:
@@ -51,16 +72,22 @@ class Soap:
         self._directions = np.zeros((models, shape.parameter_count), np.float32)
         self._step = 0
 
-    def __call__(self, gradients: torch.Tensor) -> torch.Tensor:
+    def __call__(self, gradients: "torch.Tensor") -> "torch.Tensor":
         """Return directions [model, parameter]; a buffer that the next call writes again."""
+        import torch
+
+        return torch.from_numpy(self.directions(gradients.numpy()))
+
+    def directions(self, gradients: np.ndarray) -> np.ndarray:
+        """Do the same for arrays of float32."""
         self._step += 1
         _advance(
-            gradients.numpy(), self._directions, *self._state, self._table, self._step,
-            _REFRESH_STEPS, self._width,
+            gradients, self._directions, *self._state, self._table, self._step, _REFRESH_STEPS,
+            self._width,
         )  # fmt: skip
-        return torch.from_numpy(self._directions)
+        return self._directions
 
-    def stop(self, models: torch.Tensor) -> None:
+    def stop(self, models: "torch.Tensor") -> None:
         """Take the momentum of some models away; bool [model]."""
         self._state[0][models.numpy()] = 0.0
 

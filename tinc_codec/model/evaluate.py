@@ -77,7 +77,7 @@ def store_values(values: np.ndarray, info: ChunkInfo, out: np.ndarray, threads: 
 
         shares = min(threads, max(1, values.size // _SHARE_VOXELS))
         bounds = [rows * i // shares for i in range(shares + 1)]
-        _map(work, list(pairwise(bounds)), threads)
+        map_jobs(work, list(pairwise(bounds)), threads)
 
     _through_native(out, fill)
 
@@ -96,7 +96,8 @@ def _through_native(out: np.ndarray, fill: Callable[[np.ndarray], None]) -> None
         np.copyto(out, target, casting="same_kind")
 
 
-def _map(work: Callable[..., None], jobs: list[tuple[Any, ...]], threads: int) -> None:
+def map_jobs(work: Callable[..., None], jobs: list[tuple[Any, ...]], threads: int) -> None:
+    """Call `work` with each job's arguments, on as many threads as there may be."""
     if threads > 1 and len(jobs) > 1:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda job: work(*job), jobs))
@@ -127,7 +128,7 @@ def _run_leaves(
             first, last, np.float32(gain), np.float32(offset), mapping, is_integer, target[volume],
         )  # fmt: skip
 
-    _map(work, [(volume, *pair) for volume in range(len(parameters)) for pair in pairwise(bounds)],
+    map_jobs(work, [(volume, *pair) for volume in range(len(parameters)) for pair in pairwise(bounds)],
          threads)  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from tinc_codec.volume.chunk import (
 from tinc_codec.volume.mask import decode_classes
 
 if TYPE_CHECKING:
+    from tinc_codec.model.postfilter import PostFilter
     from tinc_codec.quantise.corrections import Corrections
 
 CACHE_BYTES = 64 << 20
@@ -50,6 +51,7 @@ class OpenChunk:
     tree : Tree or None
     coefficients : ndarray of float32 or None
         Of the features, shape (B, z, y, x) as in `model.wavelet`.
+    postfilter : PostFilter or None
     corrections : Corrections or None
     classes : ndarray of uint8 or None
         Shape `info.valid_extent`.
@@ -58,6 +60,7 @@ class OpenChunk:
     info: ChunkInfo
     tree: Tree | None
     coefficients: np.ndarray | None
+    postfilter: "PostFilter | None"
     corrections: "Corrections | None"
     classes: np.ndarray | None
 
@@ -91,12 +94,12 @@ def open_sections(header: Header) -> OpenChunk:
         classes = decode_classes(header.sections[Section.MASK], info.valid_extent)
     model = read_model(header)
     if model is None:
-        return OpenChunk(info, None, None, None, classes)
+        return OpenChunk(info, None, None, None, None, classes)
     if model.features is not None:
         from tinc_codec.model.features import coefficients_of
 
         coefficients = coefficients_of(model.features)
-    return OpenChunk(info, model.tree, coefficients, model.corrections, classes)
+    return OpenChunk(info, model.tree, coefficients, model.postfilter, model.corrections, classes)
 
 
 class _Sized(Protocol):
@@ -253,7 +256,7 @@ def render_region(chunk: OpenChunk, region: Sequence[slice], threads: int) -> np
         return finish(out, box, classes)
     view = valid_view(out, box)
     volumes, ranges = _place(info, valid)
-    store_values(_values(chunk, volumes, ranges, threads), box, view, threads)
+    store_values(_filtered(chunk, volumes, ranges, threads), box, view, threads)
     if chunk.corrections is not None:
         from tinc_codec.quantise.corrections import apply_corrections
 
@@ -271,8 +274,28 @@ def _place(info: ChunkInfo, valid: tuple[slice, ...]) -> tuple[np.ndarray, Range
     return numbers[valid[:n_lead]].reshape(-1), (z, y, x)
 
 
+def _filtered(chunk: OpenChunk, volumes: np.ndarray, ranges: Ranges, threads: int) -> np.ndarray:
+    """Evaluate a box as `render.model_values` does: t as float32 [volume, z, y, x]."""
+    if chunk.postfilter is None:
+        return _values(chunk, volumes, ranges, threads)
+    from tinc_codec.model.filtering import apply_postfilter
+    from tinc_codec.model.postfilter import REACH
+
+    grid = chunk.info.batched_shape[1:]
+    z, y, x = (
+        (max(0, start - REACH), min(n, stop + REACH))
+        for (start, stop), n in zip(ranges, grid, strict=True)
+    )
+    inner = tuple(
+        slice(start - first, stop - first)
+        for (start, stop), (first, _) in zip(ranges, (z, y, x), strict=True)
+    )
+    wider = _values(chunk, volumes, (z, y, x), threads)
+    return apply_postfilter(wider, chunk.postfilter, threads, inner)
+
+
 def _values(chunk: OpenChunk, volumes: np.ndarray, ranges: Ranges, threads: int) -> np.ndarray:
-    """Evaluate a box: t as float32 [volume, z, y, x], not clipped; see `render.model_values`."""
+    """Evaluate a box before its post-filter: t as float32 [volume, z, y, x], not clipped."""
     sizes = tuple(stop - start for start, stop in ranges)
     # A leaf's kernel writes where its voxels lie in the whole grid. With room in front for as many
     # elements as the box's corner is away, voxel `corner` of that grid is the box's first; the

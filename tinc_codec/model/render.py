@@ -15,6 +15,7 @@ from tinc_codec.volume.chunk import ChunkInfo
 
 if TYPE_CHECKING:
     from tinc_codec.model.features import Features
+    from tinc_codec.model.postfilter import PostFilter
     from tinc_codec.quantise.corrections import Corrections
 
 
@@ -38,7 +39,7 @@ class Tree:
 
 @dataclass(frozen=True, eq=False)
 class ChunkModel:
-    """What stands for the voxels of a chunk: t = tree + features, and what corrects the result.
+    """What stands for the voxels of a chunk: t = tree + features, filtered, and what corrects it.
 
     References
     ----------
@@ -48,6 +49,7 @@ class ChunkModel:
     info: ChunkInfo
     tree: Tree | None
     features: "Features | None"
+    postfilter: "PostFilter | None"
     corrections: "Corrections | None"
 
 
@@ -61,7 +63,7 @@ def read_model(header: Header) -> ChunkModel | None:
     """
     info, sections = header.info, header.sections
     volumes, z, y, x = info.batched_shape
-    tree = features = corrections = None
+    tree = features = postfilter = corrections = None
     if Section.TREE in sections:
         section = read_tree(sections[Section.TREE], (z, y, x), volumes)
         scaling = np.array([section.offsets, section.gains], dtype=np.float32).T
@@ -70,13 +72,17 @@ def read_model(header: Header) -> ChunkModel | None:
         from tinc_codec.model.features import read_features
 
         features = read_features(sections[Section.FEATURES], (z, y, x), volumes)
+    if Section.POSTFILTER in sections:
+        from tinc_codec.model.postfilter import read_postfilter
+
+        postfilter = read_postfilter(sections[Section.POSTFILTER])
     if Section.CORRECTIONS in sections:
         from tinc_codec.quantise.corrections import read_corrections
 
         corrections = read_corrections(sections[Section.CORRECTIONS], info)
     if tree is None and features is None:
         return None
-    return ChunkModel(info, tree, features, corrections)
+    return ChunkModel(info, tree, features, postfilter, corrections)
 
 
 def render(models: Sequence[ChunkModel], views: Sequence[np.ndarray], threads: int) -> None:
@@ -92,7 +98,7 @@ def render(models: Sequence[ChunkModel], views: Sequence[np.ndarray], threads: i
     """
     for model, view in zip(models, views, strict=True):
         tree, info = model.tree, model.info
-        if model.features is None:
+        if model.features is None and model.postfilter is None:
             assert tree is not None
             evaluate(tree.shape, tree.parameters, tree.scaling, info, view, threads)
         else:
@@ -120,4 +126,8 @@ def model_values(model: ChunkModel, threads: int) -> np.ndarray:
     if model.tree is not None:
         tree = model.tree
         add_values(tree.shape, tree.parameters, tree.scaling, values, threads)
+    if model.postfilter is not None:
+        from tinc_codec.model.filtering import apply_postfilter
+
+        values = apply_postfilter(values, model.postfilter, threads)
     return values

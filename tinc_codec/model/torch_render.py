@@ -17,7 +17,9 @@ from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.model import evaluate
 from tinc_codec.model.octree_mlp import TreeShape
+from tinc_codec.model.postfilter import REACH, read_postfilter
 from tinc_codec.model.render import ChunkModel, read_model
+from tinc_codec.model.torch_filtering import filter_on_device, slab_bytes
 from tinc_codec.model.torch_wavelet import inverse
 from tinc_codec.volume.chunk import FINITE, ChunkInfo, value_mapping
 
@@ -44,12 +46,15 @@ class LaunchKey:
         Of the decoded voxels, in native byte order.
     tree : TreeShape or None
     has_features : bool
+    filter_width : int
+        Of the widest layer of the post-filters, 0 where there are none.
     """
 
     batched_shape: tuple[int, int, int, int]
     dtype: str
     tree: TreeShape | None
     has_features: bool
+    filter_width: int
 
 
 def launch_bytes(key: LaunchKey, count: int) -> int:
@@ -65,6 +70,9 @@ def launch_bytes(key: LaunchKey, count: int) -> int:
         worst = max(worst, 6 * 4 * voxels)
     if key.tree is not None:
         worst = max(worst, (4 * voxels if key.has_features else 0) + _tree_bytes(key, count))
+    if key.filter_width:
+        volume = math.prod(n + 2 * REACH for n in key.batched_shape[1:])
+        worst = max(worst, 4 * voxels + slab_bytes(volume, key.filter_width))
     return worst + _ALLOCATION_BYTES
 
 
@@ -180,7 +188,10 @@ def _key_of(header: Header, model: ChunkModel | None) -> LaunchKey:
     tree = None if model is None or model.tree is None else model.tree.shape
     dtype = header.info.dtype.newbyteorder("=").str
     has_features = Section.FEATURES in header.sections
-    return LaunchKey(header.info.batched_shape, dtype, tree, has_features)
+    width = 0
+    if Section.POSTFILTER in header.sections:
+        width = max(read_postfilter(header.sections[Section.POSTFILTER]).widths)
+    return LaunchKey(header.info.batched_shape, dtype, tree, has_features, width)
 
 
 def _evaluate(models: Sequence[ChunkModel], device: str) -> torch.Tensor:
@@ -199,6 +210,9 @@ def _evaluate(models: Sequence[ChunkModel], device: str) -> torch.Tensor:
         )
         values = said if values is None else values.add_(said)
     assert values is not None
+    for chunk, model in zip(values, models, strict=True):
+        if model.postfilter is not None:
+            filter_on_device(chunk, model.postfilter)
     return _denormalise(values, infos)
 
 

@@ -1,0 +1,212 @@
+"""A post-filter applied on the CPU: compiled, row by row; `model.torch_filtering` is its twin.
+
+Every voxel is computed by itself, in an order of operations that does not depend on the others, so
+that a part of a chunk has the bits of the whole.
+"""
+
+from itertools import pairwise, product
+
+import numpy as np
+from numba import njit
+
+from tinc_codec.model.evaluate import map_jobs
+from tinc_codec.model.fused import TILE, affine
+from tinc_codec.model.postfilter import N_INPUTS, OFFSETS, REACH, PostFilter, layer_table
+
+# As in `model.fused`, and without estimates of reciprocals.
+_FAST = {"nnan", "ninf", "nsz", "contract"}
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
+
+_N_TAPS = len(OFFSETS)
+ACTIVITY = np.float32(3.0 / (2 * _N_TAPS))
+"""Of the sum of differences: their mean, times three."""
+FLOOR = np.float32(1.0 / 128)
+"""Of the mean activity: added to every activity."""
+NEAR, FAR = np.float32(0.3), np.float32(3.0)
+"""Of the mean activity: where the two inputs that tell the activity are 0."""
+_SHARE_VOXELS = 1 << 17
+
+Box = tuple[slice, slice, slice]
+
+
+def apply_postfilter(
+    values: np.ndarray, postfilter: PostFilter, threads: int, inner: Box | None = None
+) -> np.ndarray:
+    """Filter the values of a box of a chunk.
+
+    Parameters
+    ----------
+    values : ndarray of float32
+        Shape (B, z, y, x): t, not clipped. It ends where the chunk's valid extent does, or
+        `REACH` voxels beyond the inner box.
+    postfilter : PostFilter
+    threads : int
+    inner : tuple of slice, optional
+        Which box of the values to filter, along z, y, x; all of it by default.
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (B, *inner): t, not clipped.
+
+    References
+    ----------
+    `docs/format.md` §13
+    """
+    if inner is None:
+        inner = (slice(0, values.shape[1]), slice(0, values.shape[2]), slice(0, values.shape[3]))
+    sizes = tuple(part.stop - part.start for part in inner)
+    out = np.empty((len(values), *sizes), np.float32)
+    table, constants = layer_table(postfilter.widths), postfilter.conditioning.constants
+    padded = [pad(volume, inner) for volume in values]
+    rows = sizes[0] * sizes[1]
+    shares = min(4 * threads, max(1, out.size // _SHARE_VOXELS)) if threads > 1 else 1
+    bounds = pairwise(rows * i // shares for i in range(shares + 1))
+
+    def work(volume: int, first: int, last: int) -> None:
+        _filter_rows(
+            postfilter.parameters, table, constants, padded[volume], first, last, out[volume]
+        )
+
+    jobs = [(volume, *share) for volume, share in product(range(len(values)), list(bounds))]
+    map_jobs(work, jobs, threads)
+    return out
+
+
+def pad(volume: np.ndarray, inner: Box | None = None) -> np.ndarray:
+    """Clip a volume's box to [0, 1], with `REACH` voxels around it, the last repeated at its end.
+
+    Parameters
+    ----------
+    volume : ndarray of float32
+        Shape (z, y, x).
+    inner : tuple of slice, optional
+        As in `apply_postfilter`.
+    """
+    if inner is None:
+        inner = (slice(0, volume.shape[0]), slice(0, volume.shape[1]), slice(0, volume.shape[2]))
+    z, y, x = (part.stop - part.start + 2 * REACH for part in inner)
+    padded = np.empty((z, y, x), np.float32)
+    _pad(volume, *(part.start - REACH for part in inner), padded)
+    return padded
+
+
+@njit(**_COMPILE)
+def _pad(volume, z_first, y_first, x_first, out):  # type: ignore[no-untyped-def]
+    for z in range(out.shape[0]):
+        plane = volume[min(max(z + z_first, 0), volume.shape[0] - 1)]
+        for y in range(out.shape[1]):
+            row = plane[min(max(y + y_first, 0), volume.shape[1] - 1)]
+            target = out[z, y]
+            for x in range(out.shape[2]):
+                value = row[min(max(x + x_first, 0), volume.shape[2] - 1)]
+                target[x] = min(max(value, np.float32(0)), np.float32(1))
+
+
+@njit(**_COMPILE)
+def _condition(constants, centre, inputs, activity, n):  # type: ignore[no-untyped-def]
+    """Complete the inputs of n voxels from sums over pairs [tap, n] and sums of differences."""
+    mean = constants[0]
+    for s in range(n):
+        activity[s] = activity[s] * ACTIVITY + mean * FLOOR
+    for k in range(_N_TAPS):
+        row = inputs[k]
+        for s in range(n):
+            row[s] = row[s] / activity[s]
+    near = inputs[_N_TAPS]
+    far = inputs[_N_TAPS + 1]
+    own = inputs[_N_TAPS + 2]
+    for s in range(n):
+        a = activity[s]
+        near[s] = np.float32(4) * a / (a + mean * NEAR) - np.float32(2)
+        far[s] = np.float32(4) * a / (a + mean * FAR) - np.float32(2)
+        own[s] = (centre[s] - constants[1]) * constants[2]
+
+
+@njit(**_COMPILE)
+def _gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-untyped-def]
+    """Sum up n voxels of a row: per pair both differences, over all pairs their magnitudes."""
+    z += REACH
+    y += REACH
+    x += REACH
+    centre = padded[z, y, x : x + n]
+    total = activity[begin : begin + n]
+    for s in range(n):
+        total[s] = np.float32(0)
+    for k in range(_N_TAPS):
+        dz = OFFSETS[k, 0]
+        dy = OFFSETS[k, 1]
+        dx = OFFSETS[k, 2]
+        after = padded[z + dz, y + dy, x + dx : x + dx + n]
+        before = padded[z - dz, y - dy, x - dx : x - dx + n]
+        row = inputs[k, begin : begin + n]
+        for s in range(n):
+            a = after[s] - centre[s]
+            b = before[s] - centre[s]
+            row[s] = a + b
+            total[s] += abs(a) + abs(b)
+
+
+@njit(**_COMPILE)
+def _filter_rows(parameters, table, constants, padded, first, last, out):  # type: ignore[no-untyped-def]
+    """Filter rows first to last - 1 of out [z, y, x]."""
+    _, height, length = out.shape
+    width = N_INPUTS
+    for layer in range(len(table)):
+        width = max(width, table[layer, 2])
+    a = np.empty((width, TILE), np.float32)
+    z = np.empty((width, TILE), np.float32)
+    activity = np.empty(TILE, np.float32)
+    centre = np.empty(TILE, np.float32)
+    for x_start in range(0, length, TILE):
+        run = min(TILE, length - x_start)
+        rows = TILE // run
+        for row_start in range(first, last, rows):
+            row_stop = min(row_start + rows, last)
+            n = (row_stop - row_start) * run
+            for row in range(row_start, row_stop):
+                begin = (row - row_start) * run
+                pz = row // height
+                py = row % height
+                _gather_row(padded, pz, py, x_start, run, a, activity, begin)
+                own = padded[pz + REACH, py + REACH, x_start + REACH : x_start + REACH + run]
+                for s in range(run):
+                    centre[begin + s] = own[s]
+            _condition(constants, centre, a, activity, n)
+            for layer in range(len(table)):
+                weight, bias, n_out, n_in = table[layer]
+                affine(parameters, weight, bias, n_out, n_in, a, z, n)
+                if layer < len(table) - 1:
+                    for o in range(n_out):
+                        source = z[o]
+                        target = a[o]
+                        for s in range(n):
+                            target[s] = max(source[s], np.float32(0))
+            for row in range(row_start, row_stop):
+                begin = (row - row_start) * run
+                target = out[row // height, row % height]
+                for s in range(run):
+                    i = begin + s
+                    target[x_start + s] = centre[i] + activity[i] * z[0, i]
+
+
+@njit(**_COMPILE)
+def activities(padded, mean, out):  # type: ignore[no-untyped-def]
+    """Compute the activity of every voxel, float32 [z, y, x]; a mean of 0 leaves its floor out."""
+    length = out.shape[2]
+    inputs = np.empty((_N_TAPS, length), np.float32)
+    for z in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            _gather_row(padded, z, y, 0, length, inputs, out[z, y], 0)
+            for s in range(length):
+                out[z, y, s] = out[z, y, s] * ACTIVITY + mean * FLOOR
+
+
+@njit(**_COMPILE)
+def inputs_at(padded, places, constants, inputs, activity, centre):  # type: ignore[no-untyped-def]
+    """Compute the inputs [input, n], activities and clipped values of voxels; places [n, 3]."""
+    for i in range(len(places)):
+        z, y, x = places[i]
+        _gather_row(padded, z, y, x, 1, inputs, activity, i)
+        centre[i] = padded[z + REACH, y + REACH, x + REACH]
+    _condition(constants, centre, inputs, activity, len(places))
