@@ -91,7 +91,8 @@ def closed_form(problem: Problem) -> Iterator[Row]:
     yield problem.row("closed", code, time.process_time() - begin, passes=PASSES)
     for passes in DESCENT_PASSES:
         begin = time.process_time()
-        code = descend_to_size(problem.target, problem.limit, passes, 1)
+        found = descend_to_size(problem.target, problem.limit, passes, 1)
+        code = None if found is None else found[0]
         yield problem.row("descent", code, time.process_time() - begin, passes=passes)
 
 

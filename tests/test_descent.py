@@ -84,7 +84,7 @@ class TestDescent:
     def test_it_has_less_error_than_the_closed_form_at_as_many_bytes(self):
         target = target_of()
         closed = fit_to_size(FeatureFit(target, 1), 1500, 4)
-        descended = descend_to_size(target, 1500, 25, 1)
+        descended, _ = descend_to_size(target, 1500, 25, 1)
         assert len(descended.section) <= 1500
         assert squared_error(target, descended.values) < 0.97 * squared_error(target, closed.values)
 
@@ -92,7 +92,7 @@ class TestDescent:
     def test_it_is_never_worse_than_the_closed_form(self, limit):
         target = target_of()
         closed = fit_to_size(FeatureFit(target, 1), limit, 3)
-        descended = descend_to_size(target, limit, 10, 1)
+        descended, _ = descend_to_size(target, limit, 10, 1)
         assert len(descended.section) <= limit
         assert squared_error(target, descended.values) <= squared_error(target, closed.values)
 

@@ -7,6 +7,7 @@ best while all others stand for their symbols, and symbols are chosen from that 
 again: the fit with the rate in the loss, without a stand-in for the rate.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
@@ -26,8 +27,10 @@ from tinc_codec.fit.features import (
     fit_to_quality,
     fit_to_size,
 )
+from tinc_codec.fit.through_filter import missing_before
 from tinc_codec.model.features import Features, coefficients_of, feature_levels
 from tinc_codec.model.lifting import inverse_planes
+from tinc_codec.model.postfilter import PostFilter
 from tinc_codec.model.wavelet import level_shapes
 
 Grid = tuple[int, int, int]
@@ -39,6 +42,10 @@ _SHARE = 0.3
 """Of the coefficients, drawn anew for each pass. Those that ask at once interfere: the normalised
 Gram matrix has eigenvalues up to 8, so that without rounding a share above 2 / 8 could make the
 descent run away. Measured with it, 0.3 gains more than 0.2 and 0.25 in as many passes."""
+_FILTERED_SHARE = 0.25
+"""The same where a post-filter, which sharpens, adds to the eigenvalues."""
+_FIRST_PACE = 1.0
+_RUN_AWAY = 1.02
 
 
 class DescentFit(FeatureFit):
@@ -59,6 +66,9 @@ class DescentFit(FeatureFit):
         self._norms = squared_norms((z, y, x))
         self._generator = np.random.default_rng(seed)
         self._last: Features | None = None
+        self._postfilter: PostFilter | None = None
+        self._share, self._pace = _SHARE, _FIRST_PACE
+        self._least, self._safe = math.inf, self._coefficients
 
     @property
     def learns(self) -> bool:
@@ -83,18 +93,40 @@ class DescentFit(FeatureFit):
         stored = coefficients_of(
             Features(last.symbols.copy(), last.step_code, last.centroids, last.shifts)
         )
-        change = adjoint(missing_of(self._target, values), self._threads)
+        change = self._change(values)
+        if change is None:
+            return
         for number, asked in enumerate(self._coefficients):
             turn = self._generator.integers(1 << 62, dtype=np.uint64)
             _take_turns(
                 asked.reshape(-1), stored[number].reshape(-1), change[number].reshape(-1),
-                self._norms.reshape(-1), turn, np.uint64(_SHARE * (1 << 24)),
+                self._norms.reshape(-1), turn, np.uint64(self._share * (1 << 24)),
             )  # fmt: skip
+
+    def filter_by(self, postfilter: PostFilter) -> None:
+        """From now on, descend on the errors behind a post-filter, which may be new."""
+        self._postfilter, self._share = postfilter, _FILTERED_SHARE
+        self._least = math.inf
+
+    def _change(self, values: np.ndarray) -> np.ndarray | None:
+        """Say how coefficients should change, times their squared norms; None: not from here."""
+        if self._postfilter is None:
+            return adjoint(missing_of(self._target, values), self._threads)
+        missing, squares = missing_before(self._target, values, self._postfilter, self._threads)
+        if squares < self._least:
+            self._least, self._safe = squares, self._coefficients.copy()
+        elif squares > _RUN_AWAY * self._least:
+            # A filter that sharpens much makes the error steep: back, and with shorter steps.
+            np.copyto(self._coefficients, self._safe)
+            self._pace *= 0.5
+            return None
+        missing *= np.float32(self._pace)
+        return adjoint(missing, self._threads)
 
 
 def descend_to_size(
     target: FeatureTarget, limit_bytes: int, passes: int, threads: int, seed: int = 0
-) -> FeatureCode | None:
+) -> tuple[FeatureCode, DescentFit] | None:
     """Find the best features whose section has at most `limit_bytes`; None where none has.
 
     Parameters
@@ -106,6 +138,12 @@ def descend_to_size(
         can be in a few hundred bytes.
     threads : int
     seed : int
+
+    Returns
+    -------
+    FeatureCode
+    DescentFit
+        Which can go on from where it is.
     """
     fit = FeatureFit(target, threads)
     closed = fit_to_size(fit, limit_bytes, _first_passes(fit))
@@ -113,12 +151,11 @@ def descend_to_size(
         return None
     # A coarse step far from the final one does harm that takes many passes to undo.
     start_code = code_of(closed.section)
-    descended = fit_to_size(DescentFit(fit, seed), limit_bytes, passes, start_code)
-    if descended is None:
-        return closed
-    return min(
-        closed, descended, key=lambda code: float(np.linalg.norm(missing_of(target, code.values)))
-    )
+    descent = DescentFit(fit, seed)
+    descended = fit_to_size(descent, limit_bytes, passes, start_code)
+    codes = [closed] if descended is None else [closed, descended]
+    best = min(codes, key=lambda code: float(np.linalg.norm(missing_of(target, code.values))))
+    return best, descent
 
 
 def descend_to_quality(
@@ -128,7 +165,7 @@ def descend_to_quality(
     passes: int,
     threads: int,
     seed: int = 0,
-) -> FeatureCode | None:
+) -> tuple[FeatureCode, DescentFit] | None:
     """Find the shortest features that reach a PSNR; None where the finest step does not.
 
     Parameters
@@ -137,17 +174,17 @@ def descend_to_quality(
     psnr, measure
         As for `fit_to_quality`.
     passes, threads, seed : int
-        As for `descend_to_size`.
+        As for `descend_to_size`, and what is returned too.
     """
     fit = FeatureFit(target, threads)
     closed = fit_to_quality(fit, psnr, measure, _first_passes(fit))
     if closed is None:
         return None
     start_code = code_of(closed.section)
-    descended = fit_to_quality(DescentFit(fit, seed), psnr, measure, passes, start_code)
-    if descended is None:
-        return closed
-    return min(closed, descended, key=lambda code: len(code.section))
+    descent = DescentFit(fit, seed)
+    descended = fit_to_quality(descent, psnr, measure, passes, start_code)
+    codes = [closed] if descended is None else [closed, descended]
+    return min(codes, key=lambda code: len(code.section)), descent
 
 
 def _first_passes(fit: FeatureFit) -> int:

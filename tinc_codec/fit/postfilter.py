@@ -14,7 +14,7 @@ from numba import njit
 from tinc_codec.fit.features import ABOVE, BELOW, EXACT, FREE, FeatureTarget
 from tinc_codec.fit.fused import add_weight_gradient, input_gradient
 from tinc_codec.fit.soap import Soap
-from tinc_codec.model.features import feature_step, step_code
+from tinc_codec.model.features import step_code
 from tinc_codec.model.filtering import activities, apply_postfilter, inputs_at, pad
 from tinc_codec.model.fused import TILE, affine
 from tinc_codec.model.postfilter import (
@@ -22,6 +22,7 @@ from tinc_codec.model.postfilter import (
     N_INPUTS,
     CodedTensor,
     Conditioning,
+    PostFilter,
     fixed_bytes,
     layer_table,
     parameter_count,
@@ -38,6 +39,8 @@ BITS_PER_PARAMETER = 5.5
 _BATCH = 16 * TILE
 _MOST_SAMPLES = 80 * _BATCH
 _LEARNING_RATE = 0.03
+_GOING_ON = 0.3
+"""By so much slower learns a network that begins with an earlier one."""
 _WARM_UP = 0.05
 _ROUNDED = 0.35
 """Part of the steps that is taken with rounded weights."""
@@ -110,15 +113,20 @@ class FittedFilter:
     Attributes
     ----------
     section : bytes
-    gain_db : float
-        By how much it raises the PSNR, measured on t.
-    values : ndarray of float32
-        Shape (B, z, y, x): t, filtered.
+    before, squared_error : float
+        Sums of squared errors of t without it and with it, where they count.
     """
 
     section: bytes
-    gain_db: float
-    values: np.ndarray
+    before: float
+    squared_error: float
+
+    @property
+    def gain_db(self) -> float:
+        """By how much it raises the PSNR."""
+        if self.squared_error == 0:
+            return math.inf
+        return 10 * math.log10(self.before / self.squared_error)
 
 
 def plan_of(effort: int, limit_bytes: int, voxels: int) -> FilterPlan | None:
@@ -153,6 +161,7 @@ def fit_postfilter(
     limit_bytes: int,
     threads: int,
     seed: int = 0,
+    start: FittedFilter | None = None,
 ) -> FittedFilter | None:
     """Train a post-filter.
 
@@ -167,28 +176,30 @@ def fit_postfilter(
         What the section may have at most.
     threads : int
     seed : int
+    start : FittedFilter, optional
+        One of the same plan to begin with; it is returned where training does not better it.
 
     Returns
     -------
     FittedFilter or None
         None where it does not fit, or where nothing is left to mend.
     """
-    widths, steps = plan.widths, plan.steps
-    drawn = _draw(values, target, steps, np.random.default_rng(seed))
-    if drawn is None:
-        return None
-    samples, conditioning = drawn
-    bits = 8.0 * (limit_bytes - fixed_bytes(widths) - _CODER_BYTES)
-    coded = _train(samples, widths, steps, bits, seed)
-    if coded is None:
-        return None
-    section = write_postfilter(widths, conditioning, coded)
-    if len(section) > limit_bytes:
-        return None
-    filtered = apply_postfilter(values, read_postfilter(section), threads)
-    before, after = (squared_error(target, t) for t in (values, filtered))
-    gain = math.inf if after == 0 else 10 * math.log10(before / after)
-    return FittedFilter(section, gain, filtered)
+    before = squared_error(target, values)
+
+    def measured(section: bytes) -> FittedFilter:
+        filtered = apply_postfilter(values, read_postfilter(section), threads)
+        return FittedFilter(section, before, squared_error(target, filtered))
+
+    candidates = [] if start is None else [start.section]
+    first = None if start is None else read_postfilter(start.section)
+    drawn = _draw(values, target, plan.steps, np.random.default_rng(seed), first)
+    if drawn is not None:
+        bits = 8.0 * (limit_bytes - fixed_bytes(plan.widths) - _CODER_BYTES)
+        coded = _train(drawn[0], plan, bits, seed, first)
+        if coded is not None:
+            candidates.append(write_postfilter(plan.widths, drawn[1], coded))
+    fitting = [measured(section) for section in candidates if len(section) <= limit_bytes]
+    return min(fitting, key=lambda found: found.squared_error, default=None)
 
 
 def squared_error(target: FeatureTarget, values: np.ndarray) -> float:
@@ -204,7 +215,11 @@ def squared_error(target: FeatureTarget, values: np.ndarray) -> float:
 
 
 def _draw(
-    values: np.ndarray, target: FeatureTarget, steps: int, generator: np.random.Generator
+    values: np.ndarray,
+    target: FeatureTarget,
+    steps: int,
+    generator: np.random.Generator,
+    first: PostFilter | None,
 ) -> tuple[_Samples, Conditioning] | None:
     """Draw voxels, the busier the likelier, and compute the network's inputs there."""
     padded = [pad(volume) for volume in values]
@@ -214,60 +229,83 @@ def _draw(
     mean = float(activity.mean())
     if not mean > 0:
         return None
-    clipped = np.clip(values, 0, 1)
-    spread = float(clipped.std())
-    gain_code = round(16 * math.log2(1 / max(spread, 2.0**-8)))
-    conditioning = Conditioning(
-        step_code(mean), round(255 * float(clipped.mean())), min(max(gain_code, 0), MAX_GAIN_CODE)
-    )
-    mean = feature_step(conditioning.activity_code)
-    # Half of the draws by what an error costs, half by chance alone.
-    chance = np.square(activity.reshape(-1), dtype=np.float64)
+    conditioning = _conditioning(mean, values) if first is None else first.conditioning
+    squares = activity.reshape(-1)
+    np.square(squares, out=squares)
     if target.demands is not None:
-        chance[target.demands.reshape(-1) == FREE] = 0
-    total = float(chance.sum())
+        squares[target.demands.reshape(-1) == FREE] = 0
+    total = float(squares.sum(dtype=np.float64))
     if not total > 0:
         return None
-    importance = chance / total
-    chance = 0.5 * importance + 0.5 / chance.size
+    # Half of the draws by what an error may cost there, half by chance alone.
+    chance = squares
+    chance *= np.float32(0.5 / total)
+    chance += np.float32(0.5 / chance.size)
     count = min(max(_BATCH, -(-values.size // _BATCH) * _BATCH), _MOST_SAMPLES, steps * _BATCH)
-    ends = np.cumsum(chance)
-    drawn = np.searchsorted(ends, generator.random(count) * ends[-1])
-    volumes, *places = np.unravel_index(np.minimum(drawn, chance.size - 1), values.shape)
+    drawn = np.empty(count, np.int64)
+    _stratify(chance, generator.random(count), drawn)
     demands = np.full(count, EXACT, np.uint8)
     if target.demands is not None:
         demands = target.demands.reshape(-1)[drawn]
     weight = 1 / (chance[drawn] * chance.size)
     weight[demands == FREE] = 0
-    samples = _Samples(
-        np.empty((N_INPUTS, count), np.float32),
-        np.empty(count, np.float32),
-        np.empty(count, np.float32),
-        target.values.reshape(-1)[drawn],
-        weight.astype(np.float32),
-        demands,
-    )
+    inputs = np.empty((N_INPUTS, count), np.float32)
+    there, centre = np.empty((2, count), np.float32)
     volumes, *places = np.unravel_index(drawn, values.shape)
     where = np.stack(places, axis=1)
-    for number, volume in enumerate(padded):
-        inside = np.flatnonzero(volumes == number)
-        inputs = np.empty((N_INPUTS, len(inside)), np.float32)
-        activity_there, centre = np.empty((2, len(inside)), np.float32)
-        inputs_at(volume, where[inside], conditioning.constants, inputs, activity_there, centre)
-        samples.inputs[:, inside] = inputs
-        samples.activity[inside] = activity_there
-        samples.centre[inside] = centre
+    ends = np.searchsorted(volumes, np.arange(len(padded) + 1))
+    for volume, first, last in zip(padded, ends, ends[1:], strict=False):
+        part = slice(first, last)
+        inputs_at(
+            volume, where[part], conditioning.constants, inputs[:, part], there[part], centre[part]
+        )
+    order = generator.permutation(count)
+    samples = _Samples(
+        np.ascontiguousarray(inputs[:, order]),
+        there[order],
+        centre[order],
+        target.values.reshape(-1)[drawn][order],
+        weight.astype(np.float32)[order],
+        demands[order],
+    )
     return samples, conditioning
 
 
+def _conditioning(activity: float, values: np.ndarray) -> Conditioning:
+    """Let inputs have a mean near 0 and a standard deviation near 1."""
+    clipped = np.clip(values, 0, 1)
+    middle, spread = float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))
+    gain_code = round(16 * math.log2(1 / max(spread, 2.0**-8)))
+    return Conditioning(
+        step_code(activity), round(255 * middle), min(max(gain_code, 0), MAX_GAIN_CODE)
+    )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _stratify(chance, uniform, drawn):  # type: ignore[no-untyped-def]
+    """Draw places in ascending order, one from each equal part of the sum of their chances."""
+    place = 0
+    reached = np.float64(chance[0])
+    for k in range(len(drawn)):
+        wanted = (k + uniform[k]) / len(drawn)
+        while reached < wanted and place < len(chance) - 1:
+            place += 1
+            reached += chance[place]
+        drawn[k] = place
+
+
 def _train(
-    samples: _Samples, widths: tuple[int, ...], steps: int, bits: float, seed: int
+    samples: _Samples, plan: FilterPlan, bits: float, seed: int, first: PostFilter | None
 ) -> list[CodedTensor] | None:
     """Train a network; None where its symbols take more bits than there are, however coarse."""
+    widths, steps = plan.widths, plan.steps
     network = _Network(widths)
     (table,) = network.node_tables
     parts = tensors_of(widths)
-    parameters = _initial(table, np.random.default_rng(seed))
+    if first is None:
+        parameters, learning_rate = _initial(table, np.random.default_rng(seed)), _LEARNING_RATE
+    else:
+        parameters, learning_rate = first.parameters.copy(), _LEARNING_RATE * _GOING_ON
     optimiser = Soap(network, 1)
     gradient = np.empty((1, network.parameter_count), np.float32)
     codes: list[int] | None = None
@@ -290,7 +328,7 @@ def _train(
         begin = step * _BATCH % count
         _add_gradient(used, table, network.max_width, *arrays, begin, begin + _BATCH, factor,
                       gradient[0])  # fmt: skip
-        rate = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         rate *= min(1.0, (step + 1) / (_WARM_UP * steps))
         parameters -= np.float32(rate) * optimiser.directions(gradient)[0]
     return _code(parameters, parts, codes or _first_codes(parameters, parts), bits)
@@ -298,7 +336,7 @@ def _train(
 
 def _initial(table: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Begin with random hidden layers and an output of 0."""
-    *hidden, (weight, bias, _, _) = table.tolist()
+    *hidden, (_, bias, _, _) = table.tolist()
     parameters = np.zeros(bias + 1, np.float32)
     for start, stop, n_out, n_in in hidden:
         limit = math.sqrt(3.0 / n_in)

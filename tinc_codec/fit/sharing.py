@@ -10,24 +10,20 @@ import numpy as np
 from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
-from tinc_codec.fit.descent import descend_to_quality, descend_to_size
 from tinc_codec.fit.features import (
     BOUNDED_LMBDA,
-    FeatureCode,
     FeatureFit,
     FeatureTarget,
     demands_of,
     fit_to_bound,
-    fit_to_quality,
-    fit_to_size,
 )
-from tinc_codec.fit.postfilter import fit_postfilter, plan_of, section_bytes
+from tinc_codec.fit.filtered import FilteredFeatures, filtered_to_quality, filtered_to_size
 from tinc_codec.metrics import psnr
 from tinc_codec.model.budget import smallest_section
 from tinc_codec.model.evaluate import store_values
 from tinc_codec.model.features import MAX_VOXELS, TOLERANCE
 from tinc_codec.model.render import model_values, read_model
-from tinc_codec.params import FEATURE_PRUNINGS, EncodingParams
+from tinc_codec.params import EncodingParams
 from tinc_codec.quantise.corrections import (
     Corrections,
     find_corrections,
@@ -36,10 +32,6 @@ from tinc_codec.quantise.corrections import (
 )
 from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 
-PASSES_BY_EFFORT = (2, 3, 4, 8, 15, 20, 30, 40, 60, 90)
-"""How often symbols are chosen anew before they are written."""
-DESCENT_EFFORT = 3
-"""From this effort on they are chosen by descent."""
 _BOUND_PASSES = (3, 3, 4, 5, 6, 8, 10, 12, 14, 16)
 """How many steps are tried beyond the first where errors are bounded."""
 _PSNR_MARGIN = 0.001
@@ -89,21 +81,15 @@ def encode_features(
     if math.prod(work.values.shape[1:]) > MAX_VOXELS:
         return None
     target = FeatureTarget(work.values, demands_of(work.values, work.classes))
-    code: FeatureCode | None
     if params.ratio is not None:
         return _within_ratio(work, target, {}, params, device, threads)
     if params.psnr is not None:
-        passes = PASSES_BY_EFFORT[params.effort]
         wanted, measure = params.psnr + _PSNR_MARGIN, quality_of(work, threads)
-        if params.effort >= DESCENT_EFFORT:
-            code = descend_to_quality(target, wanted, measure, passes, threads, params.seed)
-        else:
-            code = fit_to_quality(FeatureFit(target, threads), wanted, measure, passes)
-    else:
-        assert params.max_error is not None
-        fit = FeatureFit(target, threads, BOUNDED_LMBDA)
-        return _bounded(work, fit, params.max_error, _BOUND_PASSES[params.effort])
-    return None if code is None else {int(Section.FEATURES): code.section}
+        found = filtered_to_quality(target, wanted, measure, params, threads)
+        return None if found is None else _sections_of(found)
+    assert params.max_error is not None
+    fit = FeatureFit(target, threads, BOUNDED_LMBDA)
+    return _bounded(work, fit, params.max_error, _BOUND_PASSES[params.effort])
 
 
 def _within_ratio(
@@ -116,44 +102,17 @@ def _within_ratio(
 ) -> Sections | None:
     """Find features, and a post-filter where it pays, within the ratio beside other sections."""
     used = _size(others)
-    plan = plan_of(params.effort, work.room([*others, Section.FEATURES]) - used, work.values.size)
-    if plan is not None:
-        room = work.room([*others, Section.FEATURES, Section.POSTFILTER]) - used
-        reserved = section_bytes(plan.widths)
-        code = _fit_features(target, room - reserved, params, device, threads)
-        if code is not None:
-            found = fit_postfilter(
-                code.values, target, plan, room - len(code.section), threads, params.seed
-            )
-            if found is not None and found.gain_db > _DB_PER_SHARE * reserved / room:
-                return {
-                    **others,
-                    int(Section.FEATURES): code.section,
-                    int(Section.POSTFILTER): found.section,
-                }
-    room = work.room([*others, Section.FEATURES]) - used
-    code = _fit_features(target, room, params, device, threads)
-    return None if code is None else {**others, int(Section.FEATURES): code.section}
+    alone = work.room([*others, Section.FEATURES]) - used
+    together = work.room([*others, Section.FEATURES, Section.POSTFILTER]) - used
+    found = filtered_to_size(target, alone, together, params, device, threads)
+    return None if found is None else {**others, **_sections_of(found)}
 
 
-_DB_PER_SHARE = 4.0
-"""PSNR that features lose, in dB, per part of their bytes that goes elsewhere."""
-
-
-def _fit_features(
-    target: FeatureTarget, limit_bytes: int, params: EncodingParams, device: str, threads: int
-) -> FeatureCode | None:
-    if limit_bytes < 1:
-        return None
-    if params.pruning in FEATURE_PRUNINGS:
-        from tinc_codec.fit.sparsify import SparsifyPlan, sparsify_to_size
-
-        plan = SparsifyPlan(method=params.pruning, seed=params.seed)
-        return sparsify_to_size(target, limit_bytes, plan, device, threads)
-    passes = PASSES_BY_EFFORT[params.effort]
-    if params.effort >= DESCENT_EFFORT:
-        return descend_to_size(target, limit_bytes, passes, threads, params.seed)
-    return fit_to_size(FeatureFit(target, threads), limit_bytes, passes)
+def _sections_of(found: FilteredFeatures) -> Sections:
+    sections: Sections = {int(Section.FEATURES): found.features}
+    if found.postfilter is not None:
+        sections[int(Section.POSTFILTER)] = found.postfilter
+    return sections
 
 
 def quality_of(work: Work, threads: int) -> Callable[[np.ndarray], float]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -128,8 +128,10 @@ def _run_leaves(
             first, last, np.float32(gain), np.float32(offset), mapping, is_integer, target[volume],
         )  # fmt: skip
 
-    map_jobs(work, [(volume, *pair) for volume in range(len(parameters)) for pair in pairwise(bounds)],
-         threads)  # fmt: skip
+    jobs = [
+        (volume, *pair) for volume, pair in product(range(len(parameters)), list(pairwise(bounds)))
+    ]
+    map_jobs(work, jobs, threads)
 
 
 def evaluate_torch(

@@ -4,6 +4,7 @@ Every voxel is computed by itself, in an order of operations that does not depen
 that a part of a chunk has the bits of the whole.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -26,11 +27,9 @@ NEAR, FAR = np.float32(0.3), np.float32(3.0)
 """Of the mean activity: where the two inputs that tell the activity are 0."""
 _SHARE_VOXELS = 1 << 17
 
-Box = tuple[slice, slice, slice]
-
 
 def apply_postfilter(
-    values: np.ndarray, postfilter: PostFilter, threads: int, inner: Box | None = None
+    values: np.ndarray, postfilter: PostFilter, threads: int, inner: Sequence[slice] | None = None
 ) -> np.ndarray:
     """Filter the values of a box of a chunk.
 
@@ -41,7 +40,7 @@ def apply_postfilter(
         `REACH` voxels beyond the inner box.
     postfilter : PostFilter
     threads : int
-    inner : tuple of slice, optional
+    inner : sequence of slice, optional
         Which box of the values to filter, along z, y, x; all of it by default.
 
     Returns
@@ -54,7 +53,7 @@ def apply_postfilter(
     `docs/format.md` §13
     """
     if inner is None:
-        inner = (slice(0, values.shape[1]), slice(0, values.shape[2]), slice(0, values.shape[3]))
+        inner = [slice(0, n) for n in values.shape[1:]]
     sizes = tuple(part.stop - part.start for part in inner)
     out = np.empty((len(values), *sizes), np.float32)
     table, constants = layer_table(postfilter.widths), postfilter.conditioning.constants
@@ -73,18 +72,18 @@ def apply_postfilter(
     return out
 
 
-def pad(volume: np.ndarray, inner: Box | None = None) -> np.ndarray:
+def pad(volume: np.ndarray, inner: Sequence[slice] | None = None) -> np.ndarray:
     """Clip a volume's box to [0, 1], with `REACH` voxels around it, the last repeated at its end.
 
     Parameters
     ----------
     volume : ndarray of float32
         Shape (z, y, x).
-    inner : tuple of slice, optional
+    inner : sequence of slice, optional
         As in `apply_postfilter`.
     """
     if inner is None:
-        inner = (slice(0, volume.shape[0]), slice(0, volume.shape[1]), slice(0, volume.shape[2]))
+        inner = [slice(0, n) for n in volume.shape]
     z, y, x = (part.stop - part.start + 2 * REACH for part in inner)
     padded = np.empty((z, y, x), np.float32)
     _pad(volume, *(part.start - REACH for part in inner), padded)
@@ -104,7 +103,7 @@ def _pad(volume, z_first, y_first, x_first, out):  # type: ignore[no-untyped-def
 
 
 @njit(**_COMPILE)
-def _condition(constants, centre, inputs, activity, n):  # type: ignore[no-untyped-def]
+def condition(constants, centre, inputs, activity, n):  # type: ignore[no-untyped-def]
     """Complete the inputs of n voxels from sums over pairs [tap, n] and sums of differences."""
     mean = constants[0]
     for s in range(n):
@@ -124,7 +123,7 @@ def _condition(constants, centre, inputs, activity, n):  # type: ignore[no-untyp
 
 
 @njit(**_COMPILE)
-def _gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-untyped-def]
+def gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-untyped-def]
     """Sum up n voxels of a row: per pair both differences, over all pairs their magnitudes."""
     z += REACH
     y += REACH
@@ -168,11 +167,11 @@ def _filter_rows(parameters, table, constants, padded, first, last, out):  # typ
                 begin = (row - row_start) * run
                 pz = row // height
                 py = row % height
-                _gather_row(padded, pz, py, x_start, run, a, activity, begin)
+                gather_row(padded, pz, py, x_start, run, a, activity, begin)
                 own = padded[pz + REACH, py + REACH, x_start + REACH : x_start + REACH + run]
                 for s in range(run):
                     centre[begin + s] = own[s]
-            _condition(constants, centre, a, activity, n)
+            condition(constants, centre, a, activity, n)
             for layer in range(len(table)):
                 weight, bias, n_out, n_in = table[layer]
                 affine(parameters, weight, bias, n_out, n_in, a, z, n)
@@ -197,7 +196,7 @@ def activities(padded, mean, out):  # type: ignore[no-untyped-def]
     inputs = np.empty((_N_TAPS, length), np.float32)
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):
-            _gather_row(padded, z, y, 0, length, inputs, out[z, y], 0)
+            gather_row(padded, z, y, 0, length, inputs, out[z, y], 0)
             for s in range(length):
                 out[z, y, s] = out[z, y, s] * ACTIVITY + mean * FLOOR
 
@@ -206,7 +205,19 @@ def activities(padded, mean, out):  # type: ignore[no-untyped-def]
 def inputs_at(padded, places, constants, inputs, activity, centre):  # type: ignore[no-untyped-def]
     """Compute the inputs [input, n], activities and clipped values of voxels; places [n, 3]."""
     for i in range(len(places)):
-        z, y, x = places[i]
-        _gather_row(padded, z, y, x, 1, inputs, activity, i)
-        centre[i] = padded[z + REACH, y + REACH, x + REACH]
-    _condition(constants, centre, inputs, activity, len(places))
+        z = places[i, 0] + REACH
+        y = places[i, 1] + REACH
+        x = places[i, 2] + REACH
+        own = padded[z, y, x]
+        total = np.float32(0)
+        for k in range(_N_TAPS):
+            dz = OFFSETS[k, 0]
+            dy = OFFSETS[k, 1]
+            dx = OFFSETS[k, 2]
+            a = padded[z + dz, y + dy, x + dx] - own
+            b = padded[z - dz, y - dy, x - dx] - own
+            inputs[k, i] = a + b
+            total += abs(a) + abs(b)
+        activity[i] = total
+        centre[i] = own
+    condition(constants, centre, inputs, activity, len(places))

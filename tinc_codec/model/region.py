@@ -286,10 +286,10 @@ def _filtered(chunk: OpenChunk, volumes: np.ndarray, ranges: Ranges, threads: in
         (max(0, start - REACH), min(n, stop + REACH))
         for (start, stop), n in zip(ranges, grid, strict=True)
     )
-    inner = tuple(
+    inner = [
         slice(start - first, stop - first)
         for (start, stop), (first, _) in zip(ranges, (z, y, x), strict=True)
-    )
+    ]
     wider = _values(chunk, volumes, (z, y, x), threads)
     return apply_postfilter(wider, chunk.postfilter, threads, inner)
 

@@ -1,5 +1,7 @@
 """A post-filter applied with torch, for GPUs: the twin of `model.filtering`."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -56,7 +58,7 @@ def _filter_slab(
 ) -> torch.Tensor:
     """Filter a slab; padded has `REACH` voxels more on every side than its shape."""
 
-    def shifted(offset: tuple[int, ...]) -> torch.Tensor:
+    def shifted(offset: Sequence[int]) -> torch.Tensor:
         where = tuple(
             slice(REACH + step, REACH + step + n) for step, n in zip(offset, shape, strict=True)
         )

@@ -1,0 +1,272 @@
+"""Features and the post-filter behind them, fitted in turns.
+
+The filter is trained on what features decode to, and features then descend on the errors behind
+the filter: it can restore an edge from less than the edge takes without it, and they learn to leave
+that to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinc_codec.fit.descent import (
+    DescentFit,
+    code_of,
+    descend_to_quality,
+    descend_to_size,
+)
+from tinc_codec.fit.features import (
+    FeatureCode,
+    FeatureFit,
+    FeatureTarget,
+    fit_to_quality,
+    fit_to_size,
+)
+from tinc_codec.fit.postfilter import (
+    FilterPlan,
+    FittedFilter,
+    fit_postfilter,
+    plan_of,
+    section_bytes,
+)
+from tinc_codec.model.filtering import apply_postfilter
+from tinc_codec.model.postfilter import read_postfilter
+from tinc_codec.params import FEATURE_PRUNINGS, EncodingParams
+
+PASSES_BY_EFFORT = (2, 3, 4, 8, 10, 15, 20, 30, 40, 60)
+"""How often symbols are chosen anew before they are written."""
+DESCENT_EFFORT = 3
+"""From this effort on they are chosen by descent."""
+_ROUNDS_BY_EFFORT = (
+    (0, 0),
+    (0, 0),
+    (0, 0),
+    (1, 4),
+    (1, 8),
+    (2, 8),
+    (2, 10),
+    (3, 12),
+    (4, 15),
+    (5, 20),
+)
+"""How often features take their turn behind the filter, and the passes of each."""
+_DB_PER_SHARE = 4.0
+"""PSNR that features lose, in dB, per part of their bytes that goes elsewhere."""
+_LEAST_GAIN_DB = 0.05
+"""For less than that, nobody wants to wait for a filter at every read."""
+_GUESSES = 2
+_GUESS_STEPS = 4
+"""A first filter, which only tells how much one gains, is trained so much shorter."""
+
+
+@dataclass(frozen=True)
+class FilteredFeatures:
+    """A features section, and a post-filter section where one pays.
+
+    Attributes
+    ----------
+    features : bytes
+    postfilter : bytes or None
+    """
+
+    features: bytes
+    postfilter: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What all filters of a chunk have in common."""
+
+    target: FeatureTarget
+    plan: FilterPlan
+    threads: int
+    seed: int
+
+    def train(
+        self, code: FeatureCode, limit_bytes: int, start: FittedFilter | None = None
+    ) -> FittedFilter | None:
+        return fit_postfilter(
+            code.values, self.target, self.plan, limit_bytes, self.threads, self.seed, start
+        )
+
+    def cost_db(self, n_bytes: int) -> float:
+        """Say how much PSNR features of so many bytes lose by those that a filter takes."""
+        return _LEAST_GAIN_DB + _DB_PER_SHARE * section_bytes(self.plan.widths) / n_bytes
+
+
+def _trainer(
+    target: FeatureTarget, n_bytes: int, params: EncodingParams, threads: int
+) -> _Trainer | None:
+    plan = plan_of(params.effort, n_bytes, target.values.size)
+    return None if plan is None else _Trainer(target, plan, threads, params.seed)
+
+
+def filtered_to_size(
+    target: FeatureTarget,
+    alone_bytes: int,
+    together_bytes: int,
+    params: EncodingParams,
+    device: str,
+    threads: int,
+) -> FilteredFeatures | None:
+    """Find the best features within a size, with a post-filter where it pays.
+
+    Parameters
+    ----------
+    target : FeatureTarget
+    alone_bytes : int
+        What features may have by themselves.
+    together_bytes : int
+        What both sections may have.
+    params : EncodingParams
+    device : str
+        A torch device, for features that are pruned while they are trained.
+    threads : int
+
+    Returns
+    -------
+    FilteredFeatures or None
+        None where features cannot be so short.
+    """
+    trainer = _trainer(target, together_bytes, params, threads)
+    if trainer is not None:
+        limit = together_bytes - section_bytes(trainer.plan.widths)
+        code, fit = _to_size(target, limit, params, device, threads)
+        if code is not None:
+            found = trainer.train(code, together_bytes - len(code.section))
+            if found is not None and found.gain_db > trainer.cost_db(together_bytes):
+                if fit is not None:
+                    turns = _ROUNDS_BY_EFFORT[params.effort]
+                    code, found = _take_turns(trainer, fit, code, found, limit, *turns)
+                return FilteredFeatures(code.section, found.section)
+    code, _ = _to_size(target, alone_bytes, params, device, threads)
+    return None if code is None else FilteredFeatures(code.section)
+
+
+def _take_turns(
+    trainer: _Trainer,
+    fit: DescentFit,
+    code: FeatureCode,
+    found: FittedFilter,
+    limit_bytes: int,
+    rounds: int,
+    passes: int,
+) -> tuple[FeatureCode, FittedFilter]:
+    """Let features and filter adapt to each other; return the best pair."""
+    best = code, found
+    together = limit_bytes + section_bytes(trainer.plan.widths)
+    for _ in range(rounds):
+        fit.filter_by(read_postfilter(found.section))
+        adapted = fit_to_size(fit, limit_bytes, passes, code_of(code.section))
+        if adapted is None:
+            break
+        trained = trainer.train(adapted, together - len(adapted.section), found)
+        if trained is None:
+            break
+        code, found = adapted, trained
+        if found.squared_error < best[1].squared_error:
+            best = code, found
+    return best
+
+
+def _to_size(
+    target: FeatureTarget, limit_bytes: int, params: EncodingParams, device: str, threads: int
+) -> tuple[FeatureCode | None, DescentFit | None]:
+    """Find features within a size, and the descent that found them where one did."""
+    if limit_bytes < 1:
+        return None, None
+    if params.pruning in FEATURE_PRUNINGS:
+        from tinc_codec.fit.sparsify import SparsifyPlan, sparsify_to_size
+
+        plan = SparsifyPlan(method=params.pruning, seed=params.seed)
+        return sparsify_to_size(target, limit_bytes, plan, device, threads), None
+    passes = PASSES_BY_EFFORT[params.effort]
+    if params.effort >= DESCENT_EFFORT:
+        found = descend_to_size(target, limit_bytes, passes, threads, params.seed)
+        return (None, None) if found is None else found
+    return fit_to_size(FeatureFit(target, threads), limit_bytes, passes), None
+
+
+def filtered_to_quality(
+    target: FeatureTarget,
+    psnr: float,
+    measure: Callable[[np.ndarray], float],
+    params: EncodingParams,
+    threads: int,
+) -> FilteredFeatures | None:
+    """Find the shortest features that reach a PSNR, with a post-filter where it pays.
+
+    Parameters
+    ----------
+    target : FeatureTarget
+    psnr : float
+        In dB.
+    measure : callable
+        From t to the PSNR of the voxels it decodes to.
+    params : EncodingParams
+    threads : int
+
+    Returns
+    -------
+    FilteredFeatures or None
+        None where the finest step does not reach it.
+    """
+    first = fit_to_quality(FeatureFit(target, threads), psnr, measure, _GUESSES)
+    if first is None:
+        return None
+    trainer = _trainer(target, len(first.section), params, threads)
+    if trainer is not None:
+        short = replace(trainer.plan, steps=trainer.plan.steps // _GUESS_STEPS)
+        guess = replace(trainer, plan=short).train(first, section_bytes(short.widths))
+        if guess is not None and guess.gain_db > trainer.cost_db(len(first.section)):
+            found = _to_quality_behind(trainer, guess, psnr, measure, params)
+            if found is not None:
+                return found
+    code, _ = _to_quality(target, psnr, measure, params, threads)
+    return None if code is None else FilteredFeatures(code.section)
+
+
+def _to_quality_behind(
+    trainer: _Trainer,
+    guess: FittedFilter,
+    psnr: float,
+    measure: Callable[[np.ndarray], float],
+    params: EncodingParams,
+) -> FilteredFeatures | None:
+    """Find features that a filter lifts to a PSNR; by how much is known about from a guess."""
+    target, threads = trainer.target, trainer.threads
+    code, fit = _to_quality(target, psnr - guess.gain_db, measure, params, threads)
+    if code is None:
+        return None
+    found = trainer.train(code, section_bytes(trainer.plan.widths), guess)
+    if found is None:
+        return None
+    postfilter = read_postfilter(found.section)
+    _, passes = _ROUNDS_BY_EFFORT[params.effort]
+    if fit is not None:
+        fit.filter_by(postfilter)
+    # With the filter as it is, the coarsest step that suffices is found exactly.
+    adapted = fit_to_quality(
+        fit or FeatureFit(target, threads),
+        psnr,
+        lambda values: measure(apply_postfilter(values, postfilter, threads)),
+        passes or PASSES_BY_EFFORT[params.effort],
+        code_of(code.section),
+    )
+    return None if adapted is None else FilteredFeatures(adapted.section, found.section)
+
+
+def _to_quality(
+    target: FeatureTarget,
+    psnr: float,
+    measure: Callable[[np.ndarray], float],
+    params: EncodingParams,
+    threads: int,
+) -> tuple[FeatureCode | None, DescentFit | None]:
+    """Find features that reach a PSNR, and the descent that found them where one did."""
+    passes = PASSES_BY_EFFORT[params.effort]
+    if params.effort >= DESCENT_EFFORT:
+        found = descend_to_quality(target, psnr, measure, passes, threads, params.seed)
+        return (None, None) if found is None else found
+    return fit_to_quality(FeatureFit(target, threads), psnr, measure, passes), None
