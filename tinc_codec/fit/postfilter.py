@@ -133,6 +133,8 @@ def plan_of(effort: int, limit_bytes: int, voxels: int) -> FilterPlan | None:
     """Choose a post-filter for a chunk's bytes and an effort; None where it has none."""
     share, most, passes = _BY_EFFORT[effort]
     fitting = [w for w in _WIDTHS[:most] if section_bytes(w) <= share * limit_bytes]
+    if not fitting and most and section_bytes(_WIDTHS[0]) <= _MOST_SHARE * limit_bytes:
+        fitting = [_WIDTHS[0]]
     if not fitting:
         return None
     return FilterPlan(fitting[-1], max(_LEAST_STEPS, round(passes * voxels / _BATCH)))
@@ -146,6 +148,8 @@ _BY_EFFORT = (
 """Per effort: the part of the bytes that a filter may take, how many of the widths it chooses from,
 and how often, on average, it sees each voxel."""
 _LEAST_STEPS = 200
+_MOST_SHARE = 0.1
+"""Of the bytes of small chunks, for the smallest filter; whether it pays is seen then."""
 
 
 def section_bytes(widths: tuple[int, ...]) -> int:

@@ -34,7 +34,22 @@ _EDGE = 8
 def missing_before(
     target: FeatureTarget, values: np.ndarray, postfilter: PostFilter, threads: int
 ) -> tuple[np.ndarray, float]:
-    """Return J^T (o - F(t)), what a step down the gradient adds to t, and the squared error.
+    """Say how t should change, and the squared error behind the filter.
+
+    That is `gradient_before`, divided by how steep the filter is in each block of 8^3 voxels where
+    it is steeper than 1. Divided by its square, steps would be those to the nearest minimum; they
+    are so short then that most are lost when symbols are rounded.
+    """
+    missing, lacking = gradient_before(target, values, postfilter, threads)
+    for volume, errors in zip(missing, lacking, strict=True):
+        _temper(volume, errors)
+    return missing, float(np.vdot(lacking, lacking))
+
+
+def gradient_before(
+    target: FeatureTarget, values: np.ndarray, postfilter: PostFilter, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute J^T (o - F(t)): half the negative gradient of the squared error behind a filter.
 
     Parameters
     ----------
@@ -48,12 +63,11 @@ def missing_before(
     -------
     ndarray of float32
         Same shape; J is the Jacobian of F. Where t is beyond [0, 1], only what leads back.
-    float
-        Sum of (o - F(t))^2 where it counts.
+    ndarray of float32
+        Same shape: o - F(t), 0 where it meets what is demanded.
     """
     table, constants = layer_table(postfilter.widths), postfilter.conditioning.constants
     out, lacking = np.zeros_like(values), np.empty_like(values)
-    squares: list[float] = []
     depth = values.shape[1]
     # Slabs write into margins that they share with the next: even ones first, then odd ones.
     thickness = max(2 * REACH, -(-depth // _SLABS))
@@ -76,26 +90,22 @@ def missing_before(
             demands: np.ndarray = demands,
             number: int = number,
         ) -> None:
-            wanted, lacks = target.values[number], lacking[number]
-            found = _add_slab(
-                postfilter.parameters, table, constants, padded, wanted, demands, first, last,
-                gradient, lacks,
+            _add_slab(
+                postfilter.parameters, table, constants, padded, target.values[number], demands,
+                first, last, gradient, lacking[number],
             )  # fmt: skip
-            squares.append(found)
 
         for parity in (0, 1):
             map_jobs(work, slabs[parity::2], threads)
         _fold(gradient, volume, out[number])
-        _temper(out[number], lacking[number])
-    return out, sum(squares)
+    return out, lacking
 
 
 @njit(**_COMPILE)
 def _add_slab(  # type: ignore[no-untyped-def]
     parameters, table, constants, padded, wanted, demands, first, last, gradient, lacking
 ):  # fmt: skip
-    """Add what planes first to last - 1 ask of the padded values; return their squared error."""
-    squares = 0.0
+    """Add what planes first to last - 1 ask of the padded values, and write what they lack."""
     _, height, length = wanted.shape
     layers = len(table)
     width = N_INPUTS
@@ -142,7 +152,6 @@ def _add_slab(  # type: ignore[no-untyped-def]
                         lack = np.float32(0)
                     error[s] = lack
                     lacking[depth, row, start + s] = lack
-                    squares += np.float64(lack) * np.float64(lack)
                     by_activity[s] = lack * z[0, s]
                     d[0, s] = lack * activity[s]
                 for layer in range(layers - 1, -1, -1):
@@ -161,7 +170,6 @@ def _add_slab(  # type: ignore[no-untyped-def]
                     by_activity[s] = total * ACTIVITY
                     error[s] += d[_N_TAPS + 2, s] * constants[2]
                 _scatter(padded, depth, row, start, n, d, activity, by_activity, error, gradient)
-    return squares
 
 
 @njit(**_COMPILE)
@@ -198,10 +206,7 @@ def _scatter(padded, depth, row, start, n, d, activity, by_activity, error, grad
 
 @njit(**_COMPILE)
 def _temper(missing, lacking):  # type: ignore[no-untyped-def]
-    """Divide by how steep the filter is in each block where it is steeper than 1.
-
-    Divided by its square, steps would be as long as they can be; they then gain less.
-    """
+    """Divide each block by how much larger it is than the errors behind the filter."""
     depth, height, length = missing.shape
     for z in range(0, depth, _EDGE):
         for y in range(0, height, _EDGE):
