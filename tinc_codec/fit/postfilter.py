@@ -48,6 +48,8 @@ _FIRST_STEPS = 8.0
 """Steps per standard deviation of a tensor's weights, where the search for steps begins."""
 _BIAS_FINER = 2.0
 _CODER_BYTES = 5
+_NOTHING = 1e-12
+"""Mean squared errors of t up to this are not worth mending."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ def fit_postfilter(
         None where it does not fit, or where nothing is left to mend.
     """
     before = squared_error(target, values)
+    if before <= _NOTHING * values.size:
+        return None
 
     def measured(section: bytes) -> FittedFilter:
         filtered = apply_postfilter(values, read_postfilter(section), threads)
@@ -367,7 +371,12 @@ def _first_codes(parameters: np.ndarray, parts: list[slice]) -> list[int]:
 def _code(
     parameters: np.ndarray, parts: list[slice], codes: list[int], bits: float
 ) -> list[CodedTensor] | None:
-    """Round parameters with steps near some codes, as fine as a number of bits has room for."""
+    """Round parameters with steps near some codes, as fine as a number of bits has room for.
+
+    None where they do not fit, or where the training ran away.
+    """
+    if not np.isfinite(parameters).all():
+        return None
     search = StepSearch([parameters[part] for part in parts], codes)
     position = search.finest_within(bits)
     if position is None:
