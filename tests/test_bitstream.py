@@ -53,6 +53,10 @@ ALL_MODELS = bytes.fromhex(
     "54494e43 01 01 00 01 02 04 05 03 fe 00002042 00002040"
     "03 02 01 03 02 04 03 aa bbbb cccccc 31789c0e"
 )
+FILTERED = bytes.fromhex(
+    "54494e43 01 02 00 01 02 04 05 03 fe 00002042 00002040"
+    "03 03 02 04 03 05 01 bbbb cccccc dd 9bc982c9"
+)
 
 
 def signed(content: bytes | bytearray) -> bytes:
@@ -114,8 +118,21 @@ GOLDEN = {
             },
         ),
     ),
+    "filtered": (
+        FILTERED,
+        Header(
+            info_of("|u1", (4, 5), 3, 254),
+            40.0,
+            2.5,
+            {
+                Section.FEATURES: b"\xbb\xbb",
+                Section.CORRECTIONS: b"\xcc" * 3,
+                Section.POSTFILTER: b"\xdd",
+            },
+        ),
+    ),
 }
-MINORS = {"all models": 1}
+MINORS = {"all models": 1, "filtered": 2}
 
 
 def lowest_minor(header: Header) -> int:
@@ -138,6 +155,8 @@ def headers(draw: st.DrawFn) -> Header:
     sections.update({int(section): body[i:] + b"x" for i, section in enumerate(models)})
     if draw(st.booleans()):
         sections[int(Section.CORRECTIONS)] = body[::-1]
+    if draw(st.booleans()):
+        sections[int(Section.POSTFILTER)] = body + b"y"
     return dataclasses.replace(header, sections=sections)
 
 
@@ -170,12 +189,14 @@ def test_dtype_codes_are_for_ever():
         "TREE": 2,
         "FEATURES": 3,
         "CORRECTIONS": 4,
+        "POSTFILTER": 5,
     }
     assert {section.name: minor for section, minor in SINCE_MINOR.items()} == {
         "MASK": 0,
         "TREE": 0,
         "FEATURES": 1,
         "CORRECTIONS": 1,
+        "POSTFILTER": 2,
     }
 
 
@@ -379,6 +400,12 @@ def models_with(position: int, value: bytes, length: int = 1) -> bytes:
     return signed(content)
 
 
+def filtered_with(position: int, value: bytes, length: int = 1) -> bytes:
+    content = bytearray(GOLDEN["filtered"][0])
+    content[position : position + length] = value
+    return signed(content)
+
+
 MAJOR_AT, MINOR_AT, FLAGS_AT, DTYPE_AT, NDIM_AT, SHAPE_AT, MIN_AT, MAX_AT, PSNR_AT, ERROR_AT = (
     4, 5, 6, 7, 8, 9, 10, 14, 18, 22
 )  # fmt: skip
@@ -416,7 +443,13 @@ NAN, INFINITY = struct.pack("<f", math.nan), struct.pack("<f", math.inf)
         (masked_with(COUNT_AT + 3, b"\x01"), CorruptStreamError, "increase"),
         (masked_with(COUNT_AT + 3, b"\x03"), CorruptStreamError, r"section id: 3 .* version 1\.0"),
         (masked_with(COUNT_AT + 3, b"\x04"), CorruptStreamError, r"section id: 4 .* version 1\.0"),
-        (masked_with(COUNT_AT + 3, b"\x05"), UnsupportedVersionError, "section id"),
+        (masked_with(COUNT_AT + 3, b"\x05"), CorruptStreamError, r"section id: 5 .* version 1\.0"),
+        (masked_with(COUNT_AT + 3, b"\x06"), UnsupportedVersionError, "section id"),
+        (filtered_with(MINOR_AT, b"\x01"), CorruptStreamError, r"section id: 5 .* version 1\.1"),
+        (filtered_with(COUNT_AT_MODELS + 5, b"\x06"), UnsupportedVersionError, "section id: 6"),
+        (filtered_with(COUNT_AT_MODELS, b"\x01\x05\x06", 7), CorruptStreamError, "need.* a model"),
+        (filtered_with(MAX_AT_MODELS, b"\x03"), CorruptStreamError, "no model"),
+        (filtered_with(COUNT_AT_MODELS + 6, b"\x00"), CorruptStreamError, "at least 1"),
         (models_with(COUNT_AT_MODELS + 1, b"\x01"), CorruptStreamError, "mask bit"),
         (models_with(COUNT_AT_MODELS, b"\x01\x04\x06", 7), CorruptStreamError, "need a model"),
         (models_with(MAX_AT_MODELS, b"\x03"), CorruptStreamError, "no model"),
@@ -449,7 +482,9 @@ def test_a_chunk_without_finite_voxels_has_a_mask_and_no_model(section):
 
 
 def test_a_minor_version_above_the_lowest_possible_is_accepted():
-    assert read_stream(masked_with(MINOR_AT, b"\x01"), max_decoded_bytes=LIMIT).version == (1, 1)
+    for minor in (1, 2):
+        found = read_stream(masked_with(MINOR_AT, bytes([minor])), max_decoded_bytes=LIMIT)
+        assert found.version == (1, minor)
 
 
 def test_a_newer_minor_version_is_read_as_far_as_it_is_known():
@@ -473,6 +508,8 @@ def test_a_newer_minor_version_is_read_as_far_as_it_is_known():
         Header(info_of("<f4", (4,)), 40.0, math.nan, {Section.TREE: b"x"}),
         Header(info_of("<f4", (4,)), 40.0, -1.0, {Section.TREE: b"x"}),
         Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.CORRECTIONS: b"x"}),
+        Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.POSTFILTER: b"x"}),
+        Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.POSTFILTER: b"x"}),
         Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.FEATURES: b"x"}),
         Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.CORRECTIONS: b"x"}),
         Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.FEATURES: b"x", Section.CORRECTIONS: b""}),
@@ -485,8 +522,8 @@ def test_a_header_that_no_reader_accepts_is_not_written(header):
 
 
 def test_unknown_sections_are_not_written():
-    header = Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.TREE: b"x", 5: b"x"})
-    with pytest.raises(ValueError, match="5"):
+    header = Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.TREE: b"x", 6: b"x"})
+    with pytest.raises(ValueError, match="6"):
         write_stream(header)
 
 

@@ -1,19 +1,27 @@
 """Streams of every released version, kept for ever: exact integers, voxels within the tolerance."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests import features_reference, tree_reference
+from tests import features_reference, postfilter_reference, tree_reference
 from tinc_codec import config
-from tinc_codec.bitstream.header import Header, read_stream
+from tinc_codec.bitstream.header import Header, read_stream, write_stream
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import decode_chunk
 from tinc_codec.entropy.bands import LowPass
-from tinc_codec.entropy.weights import decode_symbols
+from tinc_codec.entropy.weights import SymbolModel, decode_symbols
 from tinc_codec.model.features import read_features, write_features
+from tinc_codec.model.postfilter import (
+    CodedTensor,
+    read_postfilter,
+    tensors_of,
+    write_postfilter,
+)
 from tinc_codec.model.section import read_tree, write_tree
+from tinc_codec.quantise.scalar import q_step
 
 GOLDEN = Path(__file__).parent / "golden"
 LAYOUTS = {
@@ -30,11 +38,20 @@ LAYOUTS = {
         "uint16-edge": "<u2", "large-symbols": "<i4", "centroids-and-shifts": "<f4",
         "largest-shifts": "<f4", "tree-and-features": "|u1", "tree-and-features-batch": ">u2",
     },
+    "1.2": {
+        "filtered": "|u1", "filtered-float32-nan": "<f4", "filtered-batch": ">u2",
+        "filtered-big-endian-f-order": ">f4", "filtered-plane": "<f8", "filtered-line": ">i4",
+        "filtered-short-axes": "<f4", "filtered-float16-padded": "<f2", "filtered-widest": "<i2",
+        "filtered-least-conditioning": "<f4", "filtered-most-conditioning": "<f4",
+        "filtered-answer-of-nothing": "<u2", "filtered-tree": "<f4",
+        "filtered-tree-and-features": "|u1",
+    },
 }  # fmt: skip
 CASES = [(version, name) for version, layouts in LAYOUTS.items() for name in layouts]
-# docs/format.md §7.6 and §9.5, as a part of the value range.
+# docs/format.md §7.6, §9.5 and §13.5, as a part of the value range.
 TREE_TOLERANCE = 2.0**-14
 FEATURES_TOLERANCE = 2.0**-17
+FILTERED_TOLERANCE = 2.0**-13
 
 
 def load(version: str, name: str) -> tuple[bytes, dict[str, np.ndarray]]:
@@ -66,6 +83,8 @@ def assert_voxels(found: np.ndarray, expected: np.ndarray, tolerance: float) -> 
 
 
 def tolerance_of(header: Header) -> float:
+    if Section.POSTFILTER in header.sections:
+        return FILTERED_TOLERANCE
     return TREE_TOLERANCE if Section.TREE in header.sections else FEATURES_TOLERANCE
 
 
@@ -111,6 +130,27 @@ class TestGolden:
         corners = features_reference.read(body, (z, y, x), volumes).corners
         assert write_features(found, [LowPass(*corner) for corner in corners]) == body
 
+    def test_the_postfilter_is_exact(self, version, name):
+        stream, kept = load(version, name)
+        header = read(stream)
+        assert (Section.POSTFILTER in header.sections) == ("postfilter" in kept)
+        if "postfilter" not in kept:
+            return
+        body = bytes(header.sections[Section.POSTFILTER])
+        coded = postfilter_reference.read(body)
+        postfilter = read_postfilter(body)
+        assert postfilter.widths == tuple(coded.widths)
+        tensors, position = [], 0
+        for code, part in zip(coded.codes, tensors_of(postfilter.widths), strict=True):
+            symbols = kept["postfilter"][position : position + part.stop - part.start]
+            position += len(symbols)
+            expected = symbols.astype(np.float32) * np.float32(q_step(code.step_code))
+            np.testing.assert_array_equal(postfilter.parameters[part], expected)
+            model = SymbolModel(code.family, code.scale, code.zero, code.magnitude)
+            tensors.append(CodedTensor(code.step_code, model, symbols))
+        assert position == kept["postfilter"].size
+        assert write_postfilter(postfilter.widths, postfilter.conditioning, tensors) == body
+
     def test_voxels(self, version, name):
         stream, kept = load(version, name)
         voxels = kept["voxels"]
@@ -118,7 +158,7 @@ class TestGolden:
             found = decode_chunk(stream)
         assert found.shape == voxels.shape
         assert found.dtype.str == LAYOUTS[version][name]
-        assert found.flags.f_contiguous == (found.ndim < 2 or name == "big-endian-f-order")
+        assert found.flags.f_contiguous == (found.ndim < 2 or name.endswith("f-order"))
         assert_voxels(found, voxels, tolerance_of(read(stream)))
 
     def test_the_second_readers(self, version, name):
@@ -142,6 +182,12 @@ class TestGolden:
             models += 1
         if models == 0:
             return
+        if Section.POSTFILTER in header.sections:
+            body = bytes(header.sections[Section.POSTFILTER])
+            postfilter = postfilter_reference.read(body)
+            symbols = [n for tensor in postfilter.symbols for n in tensor]
+            assert symbols == kept["postfilter"].tolist()
+            t = postfilter_reference.apply(postfilter, t)
         low, high = float(info.value_min), float(info.value_max)
         values = (low + t.clip(0, 1) * (high - low)).reshape(info.valid_extent)
         expected = kept["voxels"][info.valid_slices]
@@ -178,3 +224,29 @@ def test_the_streams_hold_what_their_names_say():
     assert shifts["largest-shifts"] >= {31, -31}
     assert shifts["centroids-and-shifts"] >= {4, 0, -4}
     assert shifts["uint8"] == {0}
+
+
+def test_the_filtered_streams_hold_what_their_names_say():
+    headers = {name: read(load("1.2", name)[0]) for name in LAYOUTS["1.2"]}
+    widths = {}
+    for name, header in headers.items():
+        kept = load("1.2", name)[1]["voxels"][header.info.valid_slices]
+        body = bytes(header.sections[Section.POSTFILTER])
+        postfilter = read_postfilter(body)
+        widths[name] = postfilter.widths
+        unfiltered = {k: v for k, v in header.sections.items() if k != Section.POSTFILTER}
+        with config.set(device="cpu"):
+            plain = decode_chunk(write_stream(replace(header, sections=unfiltered)))
+        # What the filter answers is seen far beyond the tolerance, but does not drown the chunk.
+        finite = np.isfinite(kept.astype("f8"))
+        changed = plain[header.info.valid_slices][finite].astype("f8") - kept[finite]
+        change = float(np.sqrt(np.mean(np.square(changed)))) / np.ptp(kept[finite].astype("f8"))
+        if name == "filtered-answer-of-nothing":
+            assert not postfilter.parameters.any()
+            assert change == 0
+        else:
+            assert 10 * FILTERED_TOLERANCE < change < 0.2, name
+        assert (Section.TREE in header.sections) == ("tree" in name)
+        assert (Section.FEATURES in header.sections) == (name != "filtered-tree")
+    assert {len(found) for found in widths.values()} == {1, 2, 3}
+    assert widths["filtered-widest"] == (64, 64, 64)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests import strategies
 from tests.faces import smooth_volume
+from tests.filters import some_section
 from tests.test_features import some_features
 from tests.test_section import section_for
 from tinc_codec import TINC, ConfigError, CorruptStreamError, FormatError, config
@@ -34,7 +35,7 @@ zarr = pytest.importorskip("zarr", minversion="3.1")
 
 from tinc_codec.volume.selection import cover  # noqa: E402
 
-MODELS = ("tree", "features", "both")
+MODELS = ("tree", "features", "both", "filtered tree", "filtered both")
 # 2^-4 and 2^-6: what these stand for stays near [0, 1], so that little of it is clipped.
 TREE_STEP_CODE, FEATURES_STEP_CODE = 64, 640
 
@@ -73,6 +74,7 @@ def corrections_body(info: ChunkInfo, seed: int, share: float) -> bytes:
 def stream_of(array: np.ndarray, model: str, seed: int = 0, share: float = 0.0) -> bytes:
     """A stream with the facts of an array and made-up models."""
     info, classes = analyse(array)
+    model, is_filtered = model.removeprefix("filtered "), model.startswith("filtered ")
     sections = {} if classes is None else {int(Section.MASK): encode_classes(classes)}
     if not is_constant(info):
         tree = tree_body(info, seed) if model in ("tree", "both") else None
@@ -80,6 +82,8 @@ def stream_of(array: np.ndarray, model: str, seed: int = 0, share: float = 0.0) 
             sections[int(Section.TREE)] = tree
         if model != "tree" or tree is None:
             sections[int(Section.FEATURES)] = features_body(info, seed)
+        if is_filtered:
+            sections[int(Section.POSTFILTER)] = some_section((7, 4), seed)
         if share:
             sections[int(Section.CORRECTIONS)] = corrections_body(info, seed, share)
     return write_stream(Header(info, 0.0, 0.0, sections))
@@ -141,7 +145,7 @@ def evaluated(monkeypatch):
 
 
 class TestRegion:
-    @settings(max_examples=60)
+    @settings(max_examples=100)
     @given(
         strategies.arrays(max_voxels=2500),
         st.sampled_from(MODELS),
@@ -235,6 +239,18 @@ class TestCost:
         assert evaluated["tree"] == 1
         assert 1 <= evaluated["wavelet"] < 64**3 // 30
 
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_a_plane_behind_a_filter_evaluates_five(self, evaluated, axis):
+        stream = stream_of(smooth_volume((64, 64, 64)), "filtered both")
+        box = [slice(0, 64)] * 3
+        box[axis] = slice(30, 31)
+        decode_region(stream, tuple(box))
+        assert evaluated["tree"] == 5 * 64 * 64
+        assert 64 * 64 <= evaluated["wavelet"] < 64**3 // 3
+        evaluated["tree"] = 0
+        decode_region(stream, (slice(0, 1), slice(63, 64), slice(10, 11)))
+        assert evaluated["tree"] == 3 * 3 * 5
+
     def test_padding_evaluates_nothing(self, evaluated):
         array = smooth_volume((32, 32, 32))
         array[20:] = 7
@@ -289,9 +305,10 @@ class TestCache:
     def test_all_that_a_chunk_holds_counts(self):
         array = smooth_volume((16, 16, 16))
         array[3:5] = np.nan
-        chunk = opened(ChunkCache(), stream_of(array, "both", 0, 0.1))
+        chunk = opened(ChunkCache(), stream_of(array, "filtered both", 0, 0.1))
         kept = chunk.corrections
         parts = [chunk.coefficients, chunk.classes, chunk.tree.parameters]
+        parts.append(chunk.postfilter.parameters)
         parts += [kept.positions, kept.multiples, kept.absolutes]
         assert chunk.size_bytes == sum(part.nbytes for part in parts)
 

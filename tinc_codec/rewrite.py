@@ -151,6 +151,9 @@ def _keep_model(
     valid = array[info.valid_slices]
     if is_constant(info) or not _is_padding(array, info):
         return None
+    if Section.POSTFILTER in header.sections:
+        # Behind one, nothing bounds what readers differ by.
+        return None
     classes = _classes(valid)
     finite = valid[touched[info.valid_slices] & (classes == FINITE)]
     if finite.size and not (info.value_min <= finite.min() and finite.max() <= info.value_max):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import features_reference, tree_reference
+from tests import features_reference, postfilter_reference, tree_reference
 from tests.faces import smooth_volume
+from tests.filters import CONDITIONING, some_section
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, read_stream, write_stream
 from tinc_codec.bitstream.sections import Section
@@ -25,13 +26,13 @@ from tinc_codec.codec import decode_chunk, encode_chunk
 from tinc_codec.entropy.bands import choose_low_pass, low_pass_slices
 from tinc_codec.metrics import measure
 from tinc_codec.model.features import (
-    MAX_SHIFT,
     Features,
     feature_levels,
     feature_step,
     no_shifts,
     write_features,
 )
+from tinc_codec.model.postfilter import Conditioning
 from tinc_codec.model.wavelet import forward
 from tinc_codec.params import EncodingParams
 from tinc_codec.volume.chunk import analyse, normalise
@@ -45,18 +46,24 @@ DEAD_ZONE = 0.15
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """How a chunk becomes a stream: not the encoder's way, but one that never changes."""
+    """How a chunk becomes a stream: not the encoder's way, but one that never changes.
+
+    The post-filter is that of `tests.filters.some_section`; without a step there are no features,
+    without a ratio there is no tree.
+    """
 
     array: np.ndarray
-    step_code: int
-    centroids: tuple[int, int] = (0, 0)
-    largest_shift: int = 0
+    widths: tuple[int, ...]
+    step_code: int | None = 620
     tree_ratio: float | None = None
+    conditioning: Conditioning = CONDITIONING
+    answer: float = 0.3
+    symbols: int = 12
 
 
 def recipes() -> dict[str, Recipe]:
     """What streams there are, by name."""
-    rng = np.random.default_rng(21)
+    rng = np.random.default_rng(31)
 
     def noisy(shape: tuple[int, ...], noise: float = 4) -> np.ndarray:
         return smooth_volume(shape) + rng.normal(0, noise, shape)
@@ -67,33 +74,31 @@ def recipes() -> dict[str, Recipe]:
     with_nan = noisy((11, 12, 10)).astype("<f4")
     with_nan[smooth_volume((11, 12, 10)) > 85] = np.nan
     with_nan[2, 3, 4:6] = np.inf, -np.inf
-    edge = np.full((12, 10, 14), 65535, "<u2")
-    edge[:8, :, :9] = noisy((8, 10, 9))
-    half_empty = noisy((40, 33, 34), 8)
-    half_empty[12:] = smooth_volume((28, 33, 34))
-    limits = np.iinfo("<i4")
     return {
-        "uint8": Recipe(bytes_of(noisy((16, 12, 16))), 600),
-        "blocked-bands": Recipe(bytes_of(half_empty), 600, (-8, 5)),
-        "int16-odd": Recipe((noisy((13, 9, 7)) - 60).astype("<i2"), 700),
-        "float32-nan": Recipe(with_nan, 640),
-        "big-endian-f-order": Recipe(np.asarray(noisy((9, 10, 11)).astype(">f4"), order="F"), 650),
-        "four-axes": Recipe(noisy((3, 8, 9, 17)).astype("<u2"), 640, (3, -4)),
-        "five-axes-blocked": Recipe(noisy((2, 1, 33, 34, 32), 9).astype("<i2"), 500),
-        "plane": Recipe(noisy((21, 130), 1).astype("<f8"), 800),
-        "line": Recipe(noisy((90,)).astype(">i4"), 700),
-        "no-levels": Recipe(noisy((5, 7, 6)).astype("<f4"), 750),
-        "float16-padded": Recipe(np.pad(noisy((9, 9, 9)).astype("<f2"), (0, 3)), 650),
-        "uint16-edge": Recipe(edge, 650),
-        "large-symbols": Recipe(
-            rng.integers(limits.min, limits.max, (12, 9, 10), dtype="<i4"), 1420
+        "filtered": Recipe(bytes_of(noisy((16, 12, 16))), (8, 8)),
+        "filtered-float32-nan": Recipe(with_nan, (6,)),
+        "filtered-batch": Recipe(noisy((3, 8, 9, 17)).astype(">u2"), (7, 3)),
+        "filtered-big-endian-f-order": Recipe(
+            np.asarray(noisy((9, 10, 11)).astype(">f4"), order="F"), (5, 9)
         ),
-        "centroids-and-shifts": Recipe(noisy((18, 20, 22)).astype("<f4"), 660, (-20, 90), 4),
-        "largest-shifts": Recipe(noisy((17, 1, 40)).astype("<f4"), 800, (127, -128), MAX_SHIFT),
-        "tree-and-features": Recipe(bytes_of(noisy((16, 17, 18))), 620, (-10, -3), 0, 24),
-        "tree-and-features-batch": Recipe(
-            noisy((2, 12, 10, 9)).astype(">u2"), 640, tree_ratio=8
+        "filtered-plane": Recipe(noisy((21, 65), 1).astype("<f8"), (4, 5, 6), 800),
+        "filtered-line": Recipe(noisy((90,)).astype(">i4"), (1,), 700),
+        "filtered-short-axes": Recipe(noisy((2, 1, 3)).astype("<f4"), (3,), 700),
+        "filtered-float16-padded": Recipe(np.pad(noisy((9, 9, 9)).astype("<f2"), (0, 3)), (8,)),
+        "filtered-widest": Recipe(
+            (noisy((13, 9, 7)) - 60).astype("<i2"), (64, 64, 64), symbols=600
         ),
+        "filtered-least-conditioning": Recipe(
+            noisy((10, 9, 8)).astype("<f4"), (8, 8), 700, None, Conditioning(0, 0, 0)
+        ),
+        "filtered-most-conditioning": Recipe(
+            noisy((10, 9, 8)).astype("<f4"), (8, 8), 700, None, Conditioning(2047, 255, 128), 0.01
+        ),
+        "filtered-answer-of-nothing": Recipe(
+            noisy((10, 9, 8)).astype("<u2"), (5,), 640, symbols=0
+        ),
+        "filtered-tree": Recipe(noisy((14, 15, 16)).astype("<f4"), (6, 4), None, 16),
+        "filtered-tree-and-features": Recipe(bytes_of(noisy((2, 12, 10, 9))), (8,), 640, 8),
     }  # fmt: skip
 
 
@@ -110,7 +115,11 @@ def build(recipe: Recipe) -> bytes:
         tree = bytes(read(encode_chunk(array, how)).sections[Section.TREE])
         sections[Section.TREE] = tree
         values = values - tree_reference.decode(tree, values.shape[1:], len(values))
-    sections[Section.FEATURES] = features_of(values.astype(np.float32), recipe)
+    if recipe.step_code is not None:
+        sections[Section.FEATURES] = features_of(values.astype(np.float32), recipe.step_code)
+    sections[Section.POSTFILTER] = some_section(
+        recipe.widths, 32, recipe.conditioning, recipe.answer, recipe.symbols
+    )
     draft = write_stream(Header(info, 0.0, 0.0, sections))
     valid = info.valid_slices
     finite = None if classes is None else classes == 0
@@ -118,23 +127,16 @@ def build(recipe: Recipe) -> bytes:
     return write_stream(Header(info, quality.psnr, quality.max_error, sections))
 
 
-def features_of(values: np.ndarray, recipe: Recipe) -> bytes:
+def features_of(values: np.ndarray, step_code: int) -> bytes:
     """Quantise with a dead zone; the section."""
     grid = values.shape[1:]
     levels = feature_levels(grid)
-    coefficients = forward(values) / feature_step(recipe.step_code)
+    coefficients = forward(values) / feature_step(step_code)
     sizes = np.floor(np.abs(coefficients) + 0.5 - DEAD_ZONE)
     symbols = np.where(coefficients < 0, -sizes, sizes).astype(np.int32)
-    shifts = no_shifts(levels)
-    if recipe.largest_shift:
-        rng = np.random.default_rng(22)
-        most = recipe.largest_shift
-        shifts = tuple(
-            tuple(rng.choice([-most, -1, 0, 1, most], len(row)).tolist()) for row in shifts
-        )
     corner = low_pass_slices(levels, grid)
     return write_features(
-        Features(symbols, recipe.step_code, (recipe.centroids,) * len(levels), shifts),
+        Features(symbols, step_code, ((0, 0),) * len(levels), no_shifts(levels)),
         [choose_low_pass(volume[corner]) for volume in symbols],
     )
 
@@ -154,6 +156,7 @@ def symbols_of(stream: bytes) -> dict[str, np.ndarray]:
         Section.FEATURES: lambda body: (
             features_reference.read(body, tuple(spatial), volumes).symbols
         ),
+        Section.POSTFILTER: lambda body: np.concatenate(postfilter_reference.read(body).symbols),
     }
     return {
         section.name.lower(): reader(bytes(header.sections[section])).astype(np.int32)

@@ -106,7 +106,7 @@ class DescentFit(FeatureFit):
     def filter_by(self, postfilter: PostFilter) -> None:
         """From now on, descend on the errors behind a post-filter, which may be new."""
         self._postfilter, self._share = postfilter, _FILTERED_SHARE
-        self._least = math.inf
+        self._pace, self._least = min(1.0, 4 * self._pace), math.inf
 
     def _change(self, values: np.ndarray) -> np.ndarray | None:
         """Say how coefficients should change, times their squared norms; None: not from here."""

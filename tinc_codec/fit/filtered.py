@@ -7,6 +7,7 @@ that to it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -31,26 +32,19 @@ from tinc_codec.fit.postfilter import (
     section_bytes,
 )
 from tinc_codec.model.filtering import apply_postfilter
-from tinc_codec.model.postfilter import read_postfilter
+from tinc_codec.model.postfilter import PostFilter, read_postfilter
 from tinc_codec.params import FEATURE_PRUNINGS, EncodingParams
 
-PASSES_BY_EFFORT = (2, 3, 4, 8, 10, 15, 20, 30, 40, 60)
+PASSES_BY_EFFORT = (2, 3, 4, 8, 15, 20, 30, 40, 60, 90)
 """How often symbols are chosen anew before they are written."""
 DESCENT_EFFORT = 3
 """From this effort on they are chosen by descent."""
 _ROUNDS_BY_EFFORT = (
-    (0, 0),
-    (0, 0),
-    (0, 0),
-    (1, 4),
-    (1, 8),
-    (2, 8),
-    (2, 10),
-    (3, 12),
-    (4, 15),
-    (5, 20),
-)
+    (0, 0), (0, 0), (0, 0), (1, 5), (1, 10), (2, 8), (4, 8), (6, 10), (8, 12), (12, 12),
+)  # fmt: skip
 """How often features take their turn behind the filter, and the passes of each."""
+_FIRST_PASSES = 8
+"""At most, before a filter is there: what more of them gain is lost again behind it."""
 _DB_PER_SHARE = 4.0
 """PSNR that features lose, in dB, per part of their bytes that goes elsewhere."""
 _LEAST_GAIN_DB = 0.05
@@ -72,6 +66,11 @@ class FilteredFeatures:
 
     features: bytes
     postfilter: bytes | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of both sections."""
+        return len(self.features) + len(self.postfilter or b"")
 
 
 @dataclass(frozen=True)
@@ -130,9 +129,11 @@ def filtered_to_size(
         None where features cannot be so short.
     """
     trainer = _trainer(target, together_bytes, params, threads)
+    passes = PASSES_BY_EFFORT[params.effort]
     if trainer is not None:
         limit = together_bytes - section_bytes(trainer.plan.widths)
-        code, fit = _to_size(target, limit, params, device, threads)
+        first = min(passes, _FIRST_PASSES)
+        code, fit = _to_size(target, limit, first, params, device, threads)
         if code is not None:
             found = trainer.train(code, together_bytes - len(code.section))
             if found is not None and found.gain_db > trainer.cost_db(together_bytes):
@@ -140,7 +141,7 @@ def filtered_to_size(
                     turns = _ROUNDS_BY_EFFORT[params.effort]
                     code, found = _take_turns(trainer, fit, code, found, limit, *turns)
                 return FilteredFeatures(code.section, found.section)
-    code, _ = _to_size(target, alone_bytes, params, device, threads)
+    code, _ = _to_size(target, alone_bytes, passes, params, device, threads)
     return None if code is None else FilteredFeatures(code.section)
 
 
@@ -171,7 +172,12 @@ def _take_turns(
 
 
 def _to_size(
-    target: FeatureTarget, limit_bytes: int, params: EncodingParams, device: str, threads: int
+    target: FeatureTarget,
+    limit_bytes: int,
+    passes: int,
+    params: EncodingParams,
+    device: str,
+    threads: int,
 ) -> tuple[FeatureCode | None, DescentFit | None]:
     """Find features within a size, and the descent that found them where one did."""
     if limit_bytes < 1:
@@ -181,7 +187,6 @@ def _to_size(
 
         plan = SparsifyPlan(method=params.pruning, seed=params.seed)
         return sparsify_to_size(target, limit_bytes, plan, device, threads), None
-    passes = PASSES_BY_EFFORT[params.effort]
     if params.effort >= DESCENT_EFFORT:
         found = descend_to_size(target, limit_bytes, passes, threads, params.seed)
         return (None, None) if found is None else found
@@ -223,7 +228,8 @@ def filtered_to_quality(
             found = _to_quality_behind(trainer, guess, psnr, measure, params)
             if found is not None:
                 return found
-    code, _ = _to_quality(target, psnr, measure, params, threads)
+    passes = PASSES_BY_EFFORT[params.effort]
+    code, _ = _to_quality(target, psnr, passes, measure, params, threads)
     return None if code is None else FilteredFeatures(code.section)
 
 
@@ -236,36 +242,51 @@ def _to_quality_behind(
 ) -> FilteredFeatures | None:
     """Find features that a filter lifts to a PSNR; by how much is known about from a guess."""
     target, threads = trainer.target, trainer.threads
-    code, fit = _to_quality(target, psnr - guess.gain_db, measure, params, threads)
-    if code is None:
-        return None
-    found = trainer.train(code, section_bytes(trainer.plan.widths), guess)
-    if found is None:
-        return None
-    postfilter = read_postfilter(found.section)
-    _, passes = _ROUNDS_BY_EFFORT[params.effort]
-    if fit is not None:
-        fit.filter_by(postfilter)
-    # With the filter as it is, the coarsest step that suffices is found exactly.
-    adapted = fit_to_quality(
-        fit or FeatureFit(target, threads),
-        psnr,
-        lambda values: measure(apply_postfilter(values, postfilter, threads)),
-        passes or PASSES_BY_EFFORT[params.effort],
-        code_of(code.section),
-    )
-    return None if adapted is None else FilteredFeatures(adapted.section, found.section)
+    room = section_bytes(trainer.plan.widths)
+    first = min(PASSES_BY_EFFORT[params.effort], _FIRST_PASSES)
+    rounds, passes = _ROUNDS_BY_EFFORT[params.effort]
+    code, fit = _to_quality(target, psnr - guess.gain_db, first, measure, params, threads)
+    found: FittedFilter | None = guess
+    best: FilteredFeatures | None = None
+    for _ in range(max(1, rounds)):
+        found = None if code is None else trainer.train(code, room, found)
+        if code is None or found is None:
+            break
+        postfilter = read_postfilter(found.section)
+        if fit is not None:
+            fit.filter_by(postfilter)
+        # With the filter as it is, the coarsest step that suffices is found exactly.
+        code = fit_to_quality(
+            fit or FeatureFit(target, threads),
+            psnr,
+            partial(_quality_behind, postfilter, measure, threads),
+            passes or first,
+            code_of(code.section),
+        )
+        if code is not None:
+            pair = FilteredFeatures(code.section, found.section)
+            best = pair if best is None else min(best, pair, key=lambda one: one.size_bytes)
+    return best
+
+
+def _quality_behind(
+    postfilter: PostFilter,
+    measure: Callable[[np.ndarray], float],
+    threads: int,
+    values: np.ndarray,
+) -> float:
+    return measure(apply_postfilter(values, postfilter, threads))
 
 
 def _to_quality(
     target: FeatureTarget,
     psnr: float,
+    passes: int,
     measure: Callable[[np.ndarray], float],
     params: EncodingParams,
     threads: int,
 ) -> tuple[FeatureCode | None, DescentFit | None]:
     """Find features that reach a PSNR, and the descent that found them where one did."""
-    passes = PASSES_BY_EFFORT[params.effort]
     if params.effort >= DESCENT_EFFORT:
         found = descend_to_quality(target, psnr, measure, passes, threads, params.seed)
         return (None, None) if found is None else found

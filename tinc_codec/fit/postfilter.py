@@ -33,15 +33,19 @@ from tinc_codec.model.postfilter import (
 from tinc_codec.quantise.scalar import dequantise, q_step, quantise, step_codes
 from tinc_codec.quantise.search import StepSearch
 
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": True}
+# With reassociation, last bits would depend on where buffers lie, and the encoded bytes with them.
+_FAST = {"nnan", "ninf", "nsz", "contract"}
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
 
-BITS_PER_PARAMETER = 5.5
+BITS_PER_PARAMETER = 6.0
 _BATCH = 16 * TILE
 _MOST_SAMPLES = 80 * _BATCH
 _LEARNING_RATE = 0.03
 _GOING_ON = 0.3
 """By so much slower learns a network that begins with an earlier one."""
 _WARM_UP = 0.05
+_DECAY = 0.03
+"""Of the weights, times the learning rate, per step: large ones are what rounding costs most."""
 _ROUNDED = 0.35
 """Part of the steps that is taken with rounded weights."""
 _FIRST_STEPS = 8.0
@@ -133,25 +137,26 @@ class FittedFilter:
 
 def plan_of(effort: int, limit_bytes: int, voxels: int) -> FilterPlan | None:
     """Choose a post-filter for a chunk's bytes and an effort; None where it has none."""
-    share, most, passes = _BY_EFFORT[effort]
-    fitting = [w for w in _WIDTHS[:most] if section_bytes(w) <= share * limit_bytes]
-    if not fitting and most and section_bytes(_WIDTHS[0]) <= _MOST_SHARE * limit_bytes:
-        fitting = [_WIDTHS[0]]
+    most, passes = _BY_EFFORT[effort]
+    fitting = [
+        widths for widths, share in _SHARES[:most] if section_bytes(widths) <= share * limit_bytes
+    ]
     if not fitting:
         return None
     return FilterPlan(fitting[-1], max(_LEAST_STEPS, round(passes * voxels / _BATCH)))
 
 
-_WIDTHS = ((8,), (8, 8), (12, 12), (16, 16), (24, 24), (32, 32))
-_BY_EFFORT = (
-    (0, 0, 0), (0.04, 2, 0.25), (0.04, 2, 0.5), (0.04, 4, 1), (0.04, 4, 2),
-    (0.04, 4, 4), (0.05, 5, 4), (0.05, 5, 6), (0.05, 6, 8), (0.05, 6, 12),
+_SHARES = (
+    ((8,), 0.1), ((8, 8), 0.045), ((12, 12), 0.045), ((16, 16), 0.032), ((24, 24), 0.02),
+    ((32, 32), 0.02),
 )  # fmt: skip
-"""Per effort: the part of the bytes that a filter may take, how many of the widths it chooses from,
-and how often, on average, it sees each voxel."""
+"""Widths, and the part of the bytes that such a filter may take; whether it pays is seen then."""
+_BY_EFFORT = (
+    (0, 0), (2, 0.25), (2, 0.5), (4, 1), (4, 2), (5, 2), (5, 4), (6, 4), (6, 4), (6, 4),
+)  # fmt: skip
+"""Per effort: from how many of the widths it chooses, and how often, on average, the filter sees
+each voxel while it is trained."""
 _LEAST_STEPS = 200
-_MOST_SHARE = 0.1
-"""Of the bytes of small chunks, for the smallest filter; whether it pays is seen then."""
 
 
 def section_bytes(widths: tuple[int, ...]) -> int:
@@ -327,7 +332,7 @@ def _train(
         used = parameters
         if step >= (1 - _ROUNDED) * steps:
             if codes is None:
-                found = _code(parameters, parts, _first_codes(parameters, parts), bits)
+                found = _code(parameters, parts, None, bits)
                 if found is None:
                     return None
                 codes = [tensor.step_code for tensor in found]
@@ -338,8 +343,9 @@ def _train(
                       gradient[0])  # fmt: skip
         rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         rate *= min(1.0, (step + 1) / (_WARM_UP * steps))
+        parameters *= np.float32(1 - rate * _DECAY)
         parameters -= np.float32(rate) * optimiser.directions(gradient)[0]
-    return _code(parameters, parts, codes or _first_codes(parameters, parts), bits)
+    return _code(parameters, parts, codes, bits)
 
 
 def _initial(table: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -369,14 +375,15 @@ def _first_codes(parameters: np.ndarray, parts: list[slice]) -> list[int]:
 
 
 def _code(
-    parameters: np.ndarray, parts: list[slice], codes: list[int], bits: float
+    parameters: np.ndarray, parts: list[slice], codes: list[int] | None, bits: float
 ) -> list[CodedTensor] | None:
-    """Round parameters with steps near some codes, as fine as a number of bits has room for.
+    """Round parameters as finely as a number of bits has room for, with steps near some codes.
 
     None where they do not fit, or where the training ran away.
     """
     if not np.isfinite(parameters).all():
         return None
+    codes = _first_codes(parameters, parts) if codes is None else codes
     search = StepSearch([parameters[part] for part in parts], codes)
     position = search.finest_within(bits)
     if position is None:

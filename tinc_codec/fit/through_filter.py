@@ -24,7 +24,9 @@ from tinc_codec.model.filtering import (
 from tinc_codec.model.fused import TILE, affine
 from tinc_codec.model.postfilter import N_INPUTS, OFFSETS, REACH, PostFilter, layer_table
 
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": True}
+# As in `fit.postfilter`: encoded bytes depend on it.
+_FAST = {"nnan", "ninf", "nsz", "contract"}
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
 _N_TAPS = len(OFFSETS)
 _SLABS = 8
 _EDGE = 8

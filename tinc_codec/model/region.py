@@ -73,6 +73,8 @@ class OpenChunk:
         if self.corrections is not None:
             c = self.corrections
             found += [c.positions, c.multiples, c.absolutes]
+        if self.postfilter is not None:
+            found.append(self.postfilter.parameters)
         return sum(array.nbytes for array in found if array is not None)
 
 

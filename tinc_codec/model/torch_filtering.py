@@ -1,6 +1,7 @@
 """A post-filter applied with torch, for GPUs: the twin of `model.filtering`."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ def slab_bytes(voxels: int, width: int) -> int:
     width : int
         Of the widest hidden layer.
     """
-    slab = min(voxels, 2 * _SLAB_VOXELS)
-    return 4 * voxels + 4 * slab * (N_INPUTS + 2 * max(width, N_INPUTS) + 6)
+    slab = min(voxels, _SLAB_VOXELS)
+    # With its margin, the volume is there once clipped, and once more while it is made.
+    return 4 * voxels + 4 * max(voxels, slab * (N_INPUTS + 2 * max(width, N_INPUTS) + 6))
 
 
 def filter_on_device(values: torch.Tensor, postfilter: PostFilter) -> None:
@@ -39,12 +41,21 @@ def filter_on_device(values: torch.Tensor, postfilter: PostFilter) -> None:
     mean, middle, gain = postfilter.conditioning.constants.tolist()
     for volume in values:
         padded = F.pad(volume.clamp(0, 1)[None, None], (REACH,) * 6, mode="replicate")[0, 0]
-        depth, height, length = volume.shape
-        planes = max(1, _SLAB_VOXELS // (height * length))
-        for first in range(0, depth, planes):
-            part = volume[first : first + planes]
-            near = padded[first : first + len(part) + 2 * REACH]
+        slab = _slab_of(volume.shape)
+        for corner in product(*(range(0, n, m) for n, m in zip(volume.shape, slab, strict=True))):
+            part = volume[tuple(slice(i, i + m) for i, m in zip(corner, slab, strict=True))]
+            near = padded[
+                tuple(slice(i, i + m + 2 * REACH) for i, m in zip(corner, part.shape, strict=True))
+            ]
             part.copy_(_filter_slab(near, part.shape, parameters, postfilter, mean, middle, gain))
+
+
+def _slab_of(shape: torch.Size) -> tuple[int, int, int]:
+    """Return the shape of the slabs that a volume is cut into: whole planes where they fit."""
+    depth, height, length = shape
+    run = min(length, _SLAB_VOXELS)
+    rows = min(height, max(1, _SLAB_VOXELS // run))
+    return min(depth, max(1, _SLAB_VOXELS // (run * rows))), rows, run
 
 
 def _filter_slab(

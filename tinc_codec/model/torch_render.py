@@ -147,9 +147,8 @@ def render_together(
         groups.setdefault(_key_of(header, models.get(index)), []).append(index)
     with ThreadPoolExecutor(threads) as pool:
         for key, indices in groups.items():
-            workspace = (
-                _WORKSPACE_BYTES if key.tree is not None and device.startswith("cuda") else 0
-            )
+            multiplies = key.tree is not None or key.filter_width > 0
+            workspace = _WORKSPACE_BYTES if multiplies and device.startswith("cuda") else 0
             most = most_together(key, len(indices), limit_bytes - workspace)
             for first in range(0, len(indices), max(1, most)):
                 part = indices[first : first + max(1, most)]
