@@ -47,7 +47,7 @@ class TINC(Codec, _FrozenDict):
     model : {"auto", "features", "tree"}
         What a chunk's bytes go to.
     effort : int
-        Encode time spent on quality, 0 to 9; decode time does not depend on it.
+        Encode time spent on quality, 0 to 9. Behind a post-filter, from 1 on, decoding is slower.
     levels, layers, level_split, node_split, w0, pruning, seed
         Settings of the tree and its fit, see `tinc_codec.params.EncodingParams`.
 

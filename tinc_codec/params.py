@@ -39,7 +39,7 @@ class EncodingParams:
     model : {"auto", "tree", "features"}
         What a chunk's bytes go to: hyper layers of a tree, wavelet features, or what is better.
     effort : int
-        Encode time spent on quality, 0 to 9; decode time does not depend on it.
+        Encode time spent on quality, 0 to 9. Behind a post-filter, from 1 on, decoding is slower.
     levels : int or "auto"
         Levels of the tree, 1 to 6.
     layers : int, sequence of int or "auto"

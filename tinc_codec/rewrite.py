@@ -16,7 +16,7 @@ import numpy as np
 
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, read_stream, write_stream
-from tinc_codec.bitstream.sections import MODEL_SECTIONS, Section
+from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import encode_chunk
 from tinc_codec.decode import decode_header
 from tinc_codec.errors import TargetError
@@ -174,7 +174,7 @@ def _keep_model(
     sections: dict[int, bytes] = {
         section: bytes(body)
         for section, body in header.sections.items()
-        if section in MODEL_SECTIONS
+        if section in (Section.TREE, Section.FEATURES)
     }
     return _stream(info, classes, sections, found)
 
@@ -238,6 +238,9 @@ def _what_is_left(header: Header, limit: float) -> float:
     info = header.info
     if is_constant(info):
         return max(0.0, limit - header.max_error)
+    if Section.POSTFILTER in header.sections:
+        # Behind one, nothing bounds what readers differ by: untouched voxels stay as they are.
+        return 0.0
     scale, _, span, low, high = value_mapping(info)
     slack = 2 * _tolerance(header) * span / scale
     if info.dtype.kind in "iu":

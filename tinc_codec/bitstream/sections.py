@@ -32,8 +32,6 @@ SINCE_MINOR = {
     Section.POSTFILTER: 2,
 }
 """The minor version with which each section came."""
-MODEL_SECTIONS = frozenset({Section.TREE, Section.FEATURES, Section.POSTFILTER})
-"""What t is made from; all but a post-filter say something by themselves."""
 
 
 def write_section_table(section_bytes: Mapping[int, int]) -> bytes:

@@ -18,6 +18,7 @@ from tinc_codec.fit.descent import (
     descend_to_size,
 )
 from tinc_codec.fit.features import (
+    FREE,
     FeatureCode,
     FeatureFit,
     FeatureTarget,
@@ -25,11 +26,13 @@ from tinc_codec.fit.features import (
     fit_to_size,
 )
 from tinc_codec.fit.postfilter import (
+    LEAST_STEPS,
     FilterPlan,
     FittedFilter,
     fit_postfilter,
     plan_of,
     section_bytes,
+    squared_error,
 )
 from tinc_codec.model.filtering import apply_postfilter
 from tinc_codec.model.postfilter import PostFilter, read_postfilter
@@ -47,8 +50,14 @@ _FIRST_PASSES = 8
 """At most, before a filter is there: what more of them gain is lost again behind it."""
 _DB_PER_SHARE = 4.0
 """PSNR that features lose, in dB, per part of their bytes that goes elsewhere."""
+_DB_PER_BIT = 6.02
+"""The same per bit of each voxel: what a byte is worth where there are many."""
 _LEAST_GAIN_DB = 0.05
 """For less than that, nobody wants to wait for a filter at every read."""
+_MOST_GAIN_DB = 20.0
+"""What is believed of a guess: on data of two values errors may vanish altogether."""
+_MOST_PSNR = 80.0
+"""In dB: beyond it, readers' rounding, which a filter amplifies, could break the promise."""
 _GUESSES = 2
 _GUESS_STEPS = 4
 """A first filter, which only tells how much one gains, is trained so much shorter."""
@@ -93,10 +102,21 @@ class _Trainer:
         """Say how much PSNR features of so many bytes lose by those that a filter takes."""
         return _LEAST_GAIN_DB + _DB_PER_SHARE * section_bytes(self.plan.widths) / n_bytes
 
+    def most_cost_db(self, n_bytes: int) -> float:
+        """Say how much that is at most: 6 dB per bit of each voxel that counts."""
+        demands, counted = self.target.demands, self.target.values.size
+        if demands is not None:
+            counted = int(np.count_nonzero(demands != FREE))
+        bits = 8 * section_bytes(self.plan.widths) / max(1, counted)
+        return self.cost_db(n_bytes) + _DB_PER_BIT * bits
+
 
 def _trainer(
     target: FeatureTarget, n_bytes: int, params: EncodingParams, threads: int
 ) -> _Trainer | None:
+    # Training of pruned features is too long to be done twice where a filter does not pay.
+    if params.pruning in FEATURE_PRUNINGS or (params.psnr or 0.0) > _MOST_PSNR:
+        return None
     plan = plan_of(params.effort, n_bytes, target.values.size)
     return None if plan is None else _Trainer(target, plan, threads, params.seed)
 
@@ -130,6 +150,7 @@ def filtered_to_size(
     """
     trainer = _trainer(target, together_bytes, params, threads)
     passes = PASSES_BY_EFFORT[params.effort]
+    doubtful: tuple[FilteredFeatures, float] | None = None
     if trainer is not None:
         limit = together_bytes - section_bytes(trainer.plan.widths)
         first = min(passes, _FIRST_PASSES)
@@ -137,11 +158,17 @@ def filtered_to_size(
         if code is not None:
             found = trainer.train(code, together_bytes - len(code.section))
             if found is not None and found.gain_db > trainer.cost_db(together_bytes):
+                is_sure = found.gain_db > trainer.most_cost_db(together_bytes)
                 if fit is not None:
                     turns = _ROUNDS_BY_EFFORT[params.effort]
                     code, found = _take_turns(trainer, fit, code, found, limit, *turns)
-                return FilteredFeatures(code.section, found.section)
+                pair = FilteredFeatures(code.section, found.section)
+                if is_sure:
+                    return pair
+                doubtful = pair, found.squared_error
     code, _ = _to_size(target, alone_bytes, passes, params, device, threads)
+    if doubtful is not None and (code is None or doubtful[1] < squared_error(target, code.values)):
+        return doubtful[0]
     return None if code is None else FilteredFeatures(code.section)
 
 
@@ -222,20 +249,24 @@ def filtered_to_quality(
         return None
     trainer = _trainer(target, len(first.section), params, threads)
     if trainer is not None:
-        short = replace(trainer.plan, steps=trainer.plan.steps // _GUESS_STEPS)
+        short = replace(trainer.plan, steps=max(LEAST_STEPS, trainer.plan.steps // _GUESS_STEPS))
         guess = replace(trainer, plan=short).train(first, section_bytes(short.widths))
         if guess is not None and guess.gain_db > trainer.cost_db(len(first.section)):
-            found = _to_quality_behind(trainer, guess, psnr, measure, params)
-            if found is not None:
+            gain_db = min(guess.gain_db, _MOST_GAIN_DB)
+            found = _to_quality_behind(trainer, gain_db, psnr, measure, params)
+            if found is not None and found.size_bytes < len(first.section):
                 return found
     passes = PASSES_BY_EFFORT[params.effort]
+    if trainer is None and passes <= _GUESSES:
+        return FilteredFeatures(first.section)
     code, _ = _to_quality(target, psnr, passes, measure, params, threads)
-    return None if code is None else FilteredFeatures(code.section)
+    codes = [first] if code is None else [code, first]
+    return FilteredFeatures(min((code.section for code in codes), key=len))
 
 
 def _to_quality_behind(
     trainer: _Trainer,
-    guess: FittedFilter,
+    gain_db: float,
     psnr: float,
     measure: Callable[[np.ndarray], float],
     params: EncodingParams,
@@ -245,8 +276,8 @@ def _to_quality_behind(
     room = section_bytes(trainer.plan.widths)
     first = min(PASSES_BY_EFFORT[params.effort], _FIRST_PASSES)
     rounds, passes = _ROUNDS_BY_EFFORT[params.effort]
-    code, fit = _to_quality(target, psnr - guess.gain_db, first, measure, params, threads)
-    found: FittedFilter | None = guess
+    code, fit = _to_quality(target, psnr - gain_db, first, measure, params, threads)
+    found: FittedFilter | None = None
     best: FilteredFeatures | None = None
     for _ in range(max(1, rounds)):
         found = None if code is None else trainer.train(code, room, found)

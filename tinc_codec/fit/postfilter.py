@@ -33,7 +33,7 @@ from tinc_codec.model.postfilter import (
 from tinc_codec.quantise.scalar import dequantise, q_step, quantise, step_codes
 from tinc_codec.quantise.search import StepSearch
 
-# With reassociation, last bits would depend on where buffers lie, and the encoded bytes with them.
+# With reassociation, last bits were seen to depend on where buffers lie, and the bytes with them.
 _FAST = {"nnan", "ninf", "nsz", "contract"}
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
 
@@ -143,7 +143,8 @@ def plan_of(effort: int, limit_bytes: int, voxels: int) -> FilterPlan | None:
     ]
     if not fitting:
         return None
-    return FilterPlan(fitting[-1], max(_LEAST_STEPS, round(passes * voxels / _BATCH)))
+    steps = round(passes * voxels / _BATCH)
+    return FilterPlan(fitting[-1], min(max(LEAST_STEPS, steps), _MOST_STEPS))
 
 
 _SHARES = (
@@ -156,7 +157,9 @@ _BY_EFFORT = (
 )  # fmt: skip
 """Per effort: from how many of the widths it chooses, and how often, on average, the filter sees
 each voxel while it is trained."""
-_LEAST_STEPS = 200
+LEAST_STEPS = 200
+_MOST_STEPS = 1 << 13
+"""After a hundred passes over the most samples, more of them teach nothing."""
 
 
 def section_bytes(widths: tuple[int, ...]) -> int:
@@ -223,7 +226,8 @@ def squared_error(target: FeatureTarget, values: np.ndarray) -> float:
         errors -= target.values[number]
         if target.demands is not None:
             errors[target.demands[number] == FREE] = 0
-        total += float(np.vdot(errors, errors))
+        np.square(errors, out=errors)
+        total += float(errors.sum(dtype=np.float64))
     return total
 
 
@@ -274,7 +278,7 @@ def _draw(
         )
     order = generator.permutation(count)
     samples = _Samples(
-        np.ascontiguousarray(inputs[:, order]),
+        inputs.take(order, axis=1),
         there[order],
         centre[order],
         target.values.reshape(-1)[drawn][order],
@@ -287,7 +291,10 @@ def _draw(
 def _conditioning(activity: float, values: np.ndarray) -> Conditioning:
     """Let inputs have a mean near 0 and a standard deviation near 1."""
     clipped = np.clip(values, 0, 1)
-    middle, spread = float(clipped.mean(dtype=np.float64)), float(clipped.std(dtype=np.float64))
+    middle = float(clipped.mean(dtype=np.float64))
+    clipped -= np.float32(middle)
+    np.square(clipped, out=clipped)
+    spread = math.sqrt(float(clipped.mean(dtype=np.float64)))
     gain_code = round(16 * math.log2(1 / max(spread, 2.0**-8)))
     return Conditioning(
         step_code(activity), round(255 * middle), min(max(gain_code, 0), MAX_GAIN_CODE)

@@ -309,7 +309,7 @@ _EFFORT_OF_FEATURES = 2
 """So much lower is the effort that a tree is trained with here: several are."""
 _TREE_SHARES = (1.0, 0.75)
 """Parts of the bytes that go to hyper layers, the rest to features of what the tree leaves."""
-_SCOUTS = ((2, 1.5), (2, 1.5), (3, 1.0), (3, 1.0), (3, 1.0))
+_SCOUTS = ((2, 1.2), (2, 1.2), (3, 0.7), (3, 0.7), (3, 0.7))
 """From `TREE_EFFORT` on, the effort of the tree that is tried out first, and about the most, in dB,
 that longer training gains over it."""
 

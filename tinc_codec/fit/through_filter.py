@@ -45,7 +45,8 @@ def missing_before(
     missing, lacking = gradient_before(target, values, postfilter, threads)
     for volume, errors in zip(missing, lacking, strict=True):
         _temper(volume, errors)
-    return missing, float(np.vdot(lacking, lacking))
+    np.square(lacking, out=lacking)
+    return missing, float(lacking.sum(dtype=np.float64))
 
 
 def gradient_before(

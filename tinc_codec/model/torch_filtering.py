@@ -40,7 +40,9 @@ def filter_on_device(values: torch.Tensor, postfilter: PostFilter) -> None:
     parameters = torch.from_numpy(postfilter.parameters).to(values.device)
     mean, middle, gain = postfilter.conditioning.constants.tolist()
     for volume in values:
-        padded = F.pad(volume.clamp(0, 1)[None, None], (REACH,) * 6, mode="replicate")[0, 0]
+        padded = F.pad(
+            volume.nan_to_num(nan=0.0).clamp_(0, 1)[None, None], (REACH,) * 6, mode="replicate"
+        )[0, 0]
         slab = _slab_of(volume.shape)
         for corner in product(*(range(0, n, m) for n, m in zip(volume.shape, slab, strict=True))):
             part = volume[tuple(slice(i, i + m) for i, m in zip(corner, slab, strict=True))]
