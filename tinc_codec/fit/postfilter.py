@@ -11,17 +11,15 @@ from functools import cached_property
 import numpy as np
 from numba import njit
 
-from tinc_codec.fit.features import ABOVE, BELOW, EXACT, FREE, FeatureTarget
+from tinc_codec.fit.features import ABOVE, BELOW, FREE, FeatureTarget
+from tinc_codec.fit.filter_samples import BATCH, Samples, draw_samples
 from tinc_codec.fit.fused import add_weight_gradient, input_gradient
 from tinc_codec.fit.soap import Soap
-from tinc_codec.model.features import step_code
-from tinc_codec.model.filtering import activities, apply_postfilter, inputs_at, pad
+from tinc_codec.model.filtering import apply_postfilter
 from tinc_codec.model.fused import TILE, affine
 from tinc_codec.model.postfilter import (
-    MAX_GAIN_CODE,
     N_INPUTS,
     CodedTensor,
-    Conditioning,
     PostFilter,
     fixed_bytes,
     layer_table,
@@ -38,8 +36,6 @@ _FAST = {"nnan", "ninf", "nsz", "contract"}
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
 
 BITS_PER_PARAMETER = 6.0
-_BATCH = 16 * TILE
-_MOST_SAMPLES = 80 * _BATCH
 _LEARNING_RATE = 0.03
 _GOING_ON = 0.3
 """By so much slower learns a network that begins with an earlier one."""
@@ -73,28 +69,6 @@ class _Network:
     @property
     def max_width(self) -> int:
         return max(N_INPUTS, *self.widths)
-
-
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    """Voxels to train on, in random order.
-
-    Attributes
-    ----------
-    inputs : ndarray of float32
-        Shape (input, sample).
-    activity, centre, wanted, weight : ndarray of float32
-        Shape (sample,).
-    demands : ndarray of uint8
-        Shape (sample,).
-    """
-
-    inputs: np.ndarray
-    activity: np.ndarray
-    centre: np.ndarray
-    wanted: np.ndarray
-    weight: np.ndarray
-    demands: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -143,7 +117,7 @@ def plan_of(effort: int, limit_bytes: int, voxels: int) -> FilterPlan | None:
     ]
     if not fitting:
         return None
-    steps = round(passes * voxels / _BATCH)
+    steps = round(passes * voxels / BATCH)
     return FilterPlan(fitting[-1], min(max(LEAST_STEPS, steps), _MOST_STEPS))
 
 
@@ -208,7 +182,7 @@ def fit_postfilter(
 
     candidates = [] if start is None else [start.section]
     first = None if start is None else read_postfilter(start.section)
-    drawn = _draw(values, target, plan.steps, np.random.default_rng(seed), first)
+    drawn = draw_samples(values, target, plan.steps, np.random.default_rng(seed), first)
     if drawn is not None:
         bits = 8.0 * (limit_bytes - fixed_bytes(plan.widths) - _CODER_BYTES)
         coded = _train(drawn[0], plan, bits, seed, first)
@@ -231,91 +205,8 @@ def squared_error(target: FeatureTarget, values: np.ndarray) -> float:
     return total
 
 
-def _draw(
-    values: np.ndarray,
-    target: FeatureTarget,
-    steps: int,
-    generator: np.random.Generator,
-    first: PostFilter | None,
-) -> tuple[_Samples, Conditioning] | None:
-    """Draw voxels, the busier the likelier, and compute the network's inputs there."""
-    padded = [pad(volume) for volume in values]
-    activity = np.empty_like(values)
-    for volume, out in zip(padded, activity, strict=True):
-        activities(volume, np.float32(0), out)
-    mean = float(activity.mean())
-    if not mean > 0:
-        return None
-    conditioning = _conditioning(mean, values) if first is None else first.conditioning
-    squares = activity.reshape(-1)
-    np.square(squares, out=squares)
-    if target.demands is not None:
-        squares[target.demands.reshape(-1) == FREE] = 0
-    total = float(squares.sum(dtype=np.float64))
-    if not total > 0:
-        return None
-    # Half of the draws by what an error may cost there, half by chance alone.
-    chance = squares
-    chance *= np.float32(0.5 / total)
-    chance += np.float32(0.5 / chance.size)
-    count = min(max(_BATCH, -(-values.size // _BATCH) * _BATCH), _MOST_SAMPLES, steps * _BATCH)
-    drawn = np.empty(count, np.int64)
-    _stratify(chance, generator.random(count), drawn)
-    demands = np.full(count, EXACT, np.uint8)
-    if target.demands is not None:
-        demands = target.demands.reshape(-1)[drawn]
-    weight = 1 / (chance[drawn] * chance.size)
-    weight[demands == FREE] = 0
-    inputs = np.empty((N_INPUTS, count), np.float32)
-    there, centre = np.empty((2, count), np.float32)
-    volumes, *places = np.unravel_index(drawn, values.shape)
-    where = np.stack(places, axis=1)
-    ends = np.searchsorted(volumes, np.arange(len(padded) + 1))
-    for volume, first, last in zip(padded, ends, ends[1:], strict=False):
-        part = slice(first, last)
-        inputs_at(
-            volume, where[part], conditioning.constants, inputs[:, part], there[part], centre[part]
-        )
-    order = generator.permutation(count)
-    samples = _Samples(
-        inputs.take(order, axis=1),
-        there[order],
-        centre[order],
-        target.values.reshape(-1)[drawn][order],
-        weight.astype(np.float32)[order],
-        demands[order],
-    )
-    return samples, conditioning
-
-
-def _conditioning(activity: float, values: np.ndarray) -> Conditioning:
-    """Let inputs have a mean near 0 and a standard deviation near 1."""
-    clipped = np.clip(values, 0, 1)
-    middle = float(clipped.mean(dtype=np.float64))
-    clipped -= np.float32(middle)
-    np.square(clipped, out=clipped)
-    spread = math.sqrt(float(clipped.mean(dtype=np.float64)))
-    gain_code = round(16 * math.log2(1 / max(spread, 2.0**-8)))
-    return Conditioning(
-        step_code(activity), round(255 * middle), min(max(gain_code, 0), MAX_GAIN_CODE)
-    )
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _stratify(chance, uniform, drawn):  # type: ignore[no-untyped-def]
-    """Draw places in ascending order, one from each equal part of the sum of their chances."""
-    place = 0
-    reached = np.float64(chance[0])
-    for k in range(len(drawn)):
-        wanted = (k + uniform[k]) / len(drawn)
-        while reached < wanted and place < len(chance) - 1:
-            place += 1
-            reached += chance[place]
-        drawn[k] = place
-
-
 def _train(
-    samples: _Samples, plan: FilterPlan, bits: float, seed: int, first: PostFilter | None
+    samples: Samples, plan: FilterPlan, bits: float, seed: int, first: PostFilter | None
 ) -> list[CodedTensor] | None:
     """Train a network; None where its symbols take more bits than there are, however coarse."""
     widths, steps = plan.widths, plan.steps
@@ -345,8 +236,8 @@ def _train(
                 codes = [tensor.step_code for tensor in found]
             used = _round(parameters, parts, codes)
         gradient.fill(0)
-        begin = step * _BATCH % count
-        _add_gradient(used, table, network.max_width, *arrays, begin, begin + _BATCH, factor,
+        begin = step * BATCH % count
+        _add_gradient(used, table, network.max_width, *arrays, begin, begin + BATCH, factor,
                       gradient[0])  # fmt: skip
         rate = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         rate *= min(1.0, (step + 1) / (_WARM_UP * steps))
@@ -365,10 +256,10 @@ def _initial(table: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return parameters
 
 
-def _inverse_of_loss(samples: _Samples) -> np.float32:
+def _inverse_of_loss(samples: Samples) -> np.float32:
     """Return what makes the loss of no filter about 1, divided by the voxels of a batch."""
     errors = samples.weight * np.square(samples.wanted - samples.centre)
-    return np.float32(1 / (_BATCH * max(float(errors.mean()), 1e-30)))
+    return np.float32(1 / (BATCH * max(float(errors.mean()), 1e-30)))
 
 
 def _first_codes(parameters: np.ndarray, parts: list[slice]) -> list[int]:
