@@ -157,11 +157,16 @@ def test_a_damaged_or_lost_chunk_is_made_anew(tmp_path, reference):
 def test_interrupted_by_the_keyboard(tmp_path, reference):
     source, expected = reference
     target = tmp_path / "a.zarr"
-    process = start(source, target, "--workers", "2")
-    wait_for_chunks(process, target, 2)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=30)
+    for _ in range(5):
+        process = start(source, target, "--workers", "2")
+        wait_for_chunks(process, target, 2)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=30)
+        if process.returncode:
+            break
+        # On a busy machine all chunks may be done before the signal is sent.
+        shutil.rmtree(target)
     assert process.returncode == 130
     assert "the same command goes on" in messages
     assert "Traceback" not in messages
