@@ -12,11 +12,12 @@ import numpy as np
 from numba import njit
 
 from tinc_codec.fit.features import ABOVE, BELOW, FREE, FeatureTarget
+from tinc_codec.fit.filter_layers import COMPILE, forward
 from tinc_codec.fit.filter_samples import BATCH, Samples, draw_samples
 from tinc_codec.fit.fused import add_weight_gradient, input_gradient
 from tinc_codec.fit.soap import Soap
 from tinc_codec.model.filtering import apply_postfilter
-from tinc_codec.model.fused import TILE, affine
+from tinc_codec.model.fused import TILE
 from tinc_codec.model.postfilter import (
     N_INPUTS,
     CodedTensor,
@@ -30,10 +31,6 @@ from tinc_codec.model.postfilter import (
 )
 from tinc_codec.quantise.scalar import dequantise, q_step, quantise, step_codes
 from tinc_codec.quantise.search import StepSearch
-
-# With reassociation, last bits were seen to depend on where buffers lie, and the bytes with them.
-_FAST = {"nnan", "ninf", "nsz", "contract"}
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
 
 BITS_PER_PARAMETER = 6.0
 _LEARNING_RATE = 0.03
@@ -297,7 +294,7 @@ def _round(parameters: np.ndarray, parts: list[slice], codes: list[int]) -> np.n
     return rounded
 
 
-@njit(**_COMPILE)
+@njit(**COMPILE)
 def _add_gradient(  # type: ignore[no-untyped-def]
     parameters, table, width, inputs, activity, centre, wanted, weight, demands, first, last,
     factor, gradient
@@ -313,16 +310,7 @@ def _add_gradient(  # type: ignore[no-untyped-def]
         n = min(TILE, last - begin)
         for i in range(inputs.shape[0]):
             x[0, i, :n] = inputs[i, begin : begin + n]
-        for layer in range(layers):
-            at, bias, n_out, n_in = table[layer]
-            affine(parameters, at, bias, n_out, n_in, x[layer], z, n)
-            if layer < layers - 1:
-                for o in range(n_out):
-                    for s in range(n):
-                        value = z[o, s]
-                        positive = value > 0
-                        x[layer + 1, o, s] = value if positive else np.float32(0)
-                        slope[layer + 1, o, s] = np.float32(1) if positive else np.float32(0)
+        forward(parameters, table, x, slope, z, n)
         for s in range(n):
             i = begin + s
             error = centre[i] + activity[i] * z[0, s] - wanted[i]

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from tinc_codec.fit.features import ABOVE, BELOW, EXACT, FREE, FeatureTarget
+from tinc_codec.fit.filter_layers import COMPILE, forward
 from tinc_codec.fit.fused import input_gradient
 from tinc_codec.model.evaluate import map_jobs
 from tinc_codec.model.filtering import (
@@ -21,12 +22,9 @@ from tinc_codec.model.filtering import (
     gather_row,
     pad,
 )
-from tinc_codec.model.fused import TILE, affine
+from tinc_codec.model.fused import TILE
 from tinc_codec.model.postfilter import N_INPUTS, OFFSETS, REACH, PostFilter, layer_table
 
-# As in `fit.postfilter`: encoded bytes depend on it.
-_FAST = {"nnan", "ninf", "nsz", "contract"}
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
 _N_TAPS = len(OFFSETS)
 _SLABS = 8
 _EDGE = 8
@@ -104,7 +102,7 @@ def gradient_before(
     return out, lacking
 
 
-@njit(**_COMPILE)
+@njit(**COMPILE)
 def _add_slab(  # type: ignore[no-untyped-def]
     parameters, table, constants, padded, wanted, demands, first, last, gradient, lacking
 ):  # fmt: skip
@@ -132,18 +130,7 @@ def _add_slab(  # type: ignore[no-untyped-def]
                 for s in range(n):
                     centre[s] = padded[depth + REACH, row + REACH, start + REACH + s]
                 condition(constants, centre, x[0], activity, n)
-                for layer in range(layers):
-                    at, bias, n_out, n_in = table[layer]
-                    affine(parameters, at, bias, n_out, n_in, x[layer], z, n)
-                    if layer < layers - 1:
-                        for o in range(n_out):
-                            for s in range(n):
-                                value = z[o, s]
-                                positive = value > 0
-                                x[layer + 1, o, s] = value if positive else np.float32(0)
-                                slope[layer + 1, o, s] = (
-                                    np.float32(1) if positive else np.float32(0)
-                                )
+                forward(parameters, table, x, slope, z, n)
                 for s in range(n):
                     lack = wanted[depth, row, start + s] - centre[s] - activity[s] * z[0, s]
                     demand = demands[depth, row, start + s] if demands.size else np.uint8(EXACT)
@@ -158,7 +145,7 @@ def _add_slab(  # type: ignore[no-untyped-def]
                     by_activity[s] = lack * z[0, s]
                     d[0, s] = lack * activity[s]
                 for layer in range(layers - 1, -1, -1):
-                    at, bias, n_out, n_in = table[layer]
+                    at, _, n_out, n_in = table[layer]
                     input_gradient(parameters, at, n_out, n_in, d, slope[layer], z, scratch, n)
                     z, d = d, z
                 for s in range(n):
@@ -175,7 +162,7 @@ def _add_slab(  # type: ignore[no-untyped-def]
                 _scatter(padded, depth, row, start, n, d, activity, by_activity, error, gradient)
 
 
-@njit(**_COMPILE)
+@njit(**COMPILE)
 def _scatter(padded, depth, row, start, n, d, activity, by_activity, error, gradient):  # type: ignore[no-untyped-def]
     """Give neighbours and centres of n voxels of a row their parts."""
     z = depth + REACH
@@ -207,7 +194,7 @@ def _scatter(padded, depth, row, start, n, d, activity, by_activity, error, grad
         mine[s] += error[s]
 
 
-@njit(**_COMPILE)
+@njit(**COMPILE)
 def _temper(missing, lacking):  # type: ignore[no-untyped-def]
     """Divide each block by how much larger it is than the errors behind the filter."""
     depth, height, length = missing.shape
@@ -231,7 +218,7 @@ def _temper(missing, lacking):  # type: ignore[no-untyped-def]
                                 block[a, b, c] *= factor
 
 
-@njit(**_COMPILE)
+@njit(**COMPILE)
 def _fold(gradient, values, out):  # type: ignore[no-untyped-def]
     """Transpose `filtering.pad`: add up what repeats a voxel; leave out what leads further away."""
     for z in range(gradient.shape[0]):

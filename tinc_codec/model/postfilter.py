@@ -17,15 +17,14 @@ from functools import lru_cache
 import numpy as np
 
 from tinc_codec.bitstream.reader import ByteReader
-from tinc_codec.bitstream.varint import write_varint
 from tinc_codec.entropy.weights import (
-    MAX_MAGNITUDE,
     SymbolModel,
     decode_symbols,
     encode_symbols,
 )
 from tinc_codec.errors import CorruptStreamError
 from tinc_codec.model.features import MAX_STEP_CODE, feature_step
+from tinc_codec.model.tensor_code import read_tensor_code, write_tensor_code
 from tinc_codec.quantise.scalar import dequantise, q_step
 
 REACH = 2
@@ -43,7 +42,6 @@ MAX_LAYERS, MAX_WIDTH = 3, 64
 MAX_GAIN_CODE = 128
 _GAIN_STEPS = 16
 _CENTRE_UNIT = 1.0 / 255
-_FAMILY_BIT = 0x80
 
 Tensor = tuple[int, int, int, int]
 
@@ -161,9 +159,7 @@ def write_postfilter(
     out += conditioning.activity_code.to_bytes(2, "little")
     out += bytes([conditioning.centre_code, conditioning.gain_code])
     for tensor in tensors:
-        model = tensor.model
-        out += bytes([tensor.step_code, model.scale, model.zero | _FAMILY_BIT * model.family])
-        out += write_varint(model.magnitude)
+        out += write_tensor_code(tensor.step_code, tensor.model)
     coded = encode_symbols([t.symbols for t in tensors], [t.model for t in tensors])
     return bytes(out) + coded
 
@@ -191,13 +187,9 @@ def read_postfilter(body: bytes | memoryview) -> PostFilter:
     parts = tensors_of(widths)
     codes, models = [], []
     for _ in parts:
-        codes.append(reader.read_u8("post-filter: step code"))
-        scale = reader.read_u8("post-filter: scale code")
-        zero = reader.read_u8("post-filter: zero code")
-        magnitude = reader.read_varint("post-filter: magnitude")
-        if magnitude > MAX_MAGNITUDE:
-            raise CorruptStreamError(f"post-filter: magnitude {magnitude} above {MAX_MAGNITUDE}")
-        models.append(SymbolModel(zero // _FAMILY_BIT, scale, zero % _FAMILY_BIT, magnitude))
+        code, model = read_tensor_code(reader, "post-filter: ")
+        codes.append(code)
+        models.append(model)
     coded = bytes(memoryview(body)[reader.position :])
     sizes = [part.stop - part.start for part in parts]
     parameters = np.empty(parameter_count(widths), dtype=np.float32)

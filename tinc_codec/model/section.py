@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinc_codec.bitstream.reader import ByteReader
-from tinc_codec.bitstream.varint import varint_size, write_varint
-from tinc_codec.entropy.weights import MAX_MAGNITUDE, SymbolModel, decode_symbols
+from tinc_codec.bitstream.varint import varint_size
+from tinc_codec.entropy.weights import SymbolModel, decode_symbols
 from tinc_codec.errors import CorruptStreamError
 from tinc_codec.model.octree_mlp import MAX_LAYERS, MAX_LEVELS, TreeShape, uniform_widths
+from tinc_codec.model.tensor_code import read_tensor_code, write_tensor_code
 from tinc_codec.quantise.scalar import dequantise, q_step
 
 _F32 = struct.Struct("<f")
 _SCALING = struct.Struct("<ff")
-_FAMILY_BIT = 0x80
 MAX_SCALING = 256
 UNEQUAL = 0
 """Stands for a level's width where a width per node follows."""
@@ -78,8 +78,7 @@ def write_tree(section: TreeSection) -> bytes:
     for offset, gain in zip(section.offsets, section.gains, strict=True):
         out += _SCALING.pack(offset, gain)
     for code, model in zip(section.step_codes, section.models, strict=True):
-        out += bytes([code, model.scale, model.zero | _FAMILY_BIT * model.family])
-        out += write_varint(model.magnitude)
+        out += write_tensor_code(code, model)
     return bytes(out) + section.coded
 
 
@@ -128,13 +127,9 @@ def read_tree(body: bytes | memoryview, grid: tuple[int, int, int], volumes: int
         raise CorruptStreamError(f"offsets and gains: not within +-{MAX_SCALING}")
     codes, models = [], []
     for _ in shape.tensors:
-        codes.append(reader.read_u8("step code"))
-        scale = reader.read_u8("scale code")
-        zero = reader.read_u8("zero code")
-        magnitude = reader.read_varint("magnitude")
-        if magnitude > MAX_MAGNITUDE:
-            raise CorruptStreamError(f"magnitude: {magnitude} above {MAX_MAGNITUDE}")
-        models.append(SymbolModel(zero // _FAMILY_BIT, scale, zero % _FAMILY_BIT, magnitude))
+        code, model = read_tensor_code(reader)
+        codes.append(code)
+        models.append(model)
     coded = bytes(memoryview(body)[reader.position :])
     values = scaling.tolist()
     return TreeSection(
