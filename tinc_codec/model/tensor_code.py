@@ -38,5 +38,5 @@ def read_tensor_code(reader: ByteReader, section: str = "") -> tuple[int, Symbol
     zero = reader.read_u8(f"{section}zero code")
     magnitude = reader.read_varint(f"{section}magnitude")
     if magnitude > MAX_MAGNITUDE:
-        raise CorruptStreamError(f"{section}magnitude: {magnitude} above {MAX_MAGNITUDE}")
+        raise CorruptStreamError(f"{section}magnitude {magnitude} above {MAX_MAGNITUDE}")
     return code, SymbolModel(zero // _FAMILY_BIT, scale, zero % _FAMILY_BIT, magnitude)
