@@ -4,7 +4,8 @@ python -m benchmarks.pipeline
 python -m benchmarks.pipeline --only memory        # writes 8 GB into the folder for temporary files
 
 Overhead is the wall time of `compress` with one worker of one thread over the time that the same
-chunks take in a loop around the codec, in one process that has done it once before. Memory is the
+chunks take in a loop around the codec, in one process that has done it once before; both in turns,
+since clocks and neighbours change, and added up. Memory is the
 largest sum of resident sets of the command and all its workers, looked at 20 times a second; more
 than the limit ends the run.
 """
@@ -59,28 +60,35 @@ def encode_all(volume: np.ndarray, chunk: int, params: EncodingParams) -> float:
 def measure_overhead(
     volume: np.ndarray, folder: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Compare `compress` on one worker with the chunks alone."""
+    """Compare `compress` on one worker of one thread with the chunks alone, in turns."""
     np.save(folder / "volume.npy", volume)
     params = EncodingParams(ratio=options.ratio, effort=options.effort)
-    alone_s = encode_all(volume, options.chunk, params)
-    rows = []
-    for scheduler in ("threads", "processes"):
-        summary, wall_s = _compress(folder, options, scheduler=scheduler, workers=1)
-        rows.append(
-            {
-                "part": "overhead",
-                "scheduler": scheduler,
-                "shape": volume.shape,
-                "chunk": options.chunk,
-                "effort": options.effort,
-                "alone_s": round(alone_s, 3),
-                "wall_s": round(wall_s, 3),
-                "in_codec_s": round(summary.encode_seconds, 3),
-                "overhead": round(wall_s / alone_s - 1, 4),
-                "beside_codec": round(wall_s / summary.encode_seconds - 1, 4),
-            }
-        )
-    return rows
+    alone_s = 0.0
+    wall_s = dict.fromkeys(("threads", "processes"), 0.0)
+    in_codec_s = dict.fromkeys(wall_s, 0.0)
+    for _ in range(options.rounds):
+        alone_s += encode_all(volume, options.chunk, params)
+        with config.set(threads=1):
+            for scheduler in wall_s:
+                summary, seconds = _compress(folder, options, scheduler=scheduler, workers=1)
+                wall_s[scheduler] += seconds
+                in_codec_s[scheduler] += summary.encode_seconds
+    return [
+        {
+            "part": "overhead",
+            "scheduler": scheduler,
+            "shape": volume.shape,
+            "chunk": options.chunk,
+            "effort": options.effort,
+            "rounds": options.rounds,
+            "alone_s": round(alone_s, 3),
+            "wall_s": round(wall_s[scheduler], 3),
+            "in_codec_s": round(in_codec_s[scheduler], 3),
+            "overhead": round(wall_s[scheduler] / alone_s - 1, 4),
+            "beside_codec": round(wall_s[scheduler] / in_codec_s[scheduler] - 1, 4),
+        }
+        for scheduler in wall_s
+    ]
 
 
 def measure_workers(
@@ -207,6 +215,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=128)
     parser.add_argument("--ratio", type=float, default=64)
     parser.add_argument("--effort", type=int, default=0)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of overhead, loop and command in turns"
+    )
     parser.add_argument("--memory-gb", type=float, default=8)
     parser.add_argument("--limit-gb", type=float, default=2)
     parser.add_argument("--only", choices=PARTS)
