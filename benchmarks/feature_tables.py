@@ -23,10 +23,13 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import volumes
-from tinc_codec.entropy import contexts as ctx
+from tinc_codec.entropy import buckets as magnitude_buckets
 from tinc_codec.entropy import feature_tables as static
-from tinc_codec.entropy.bands import Level, LevelState, inside
-from tinc_codec.entropy.contexts import represent_band
+from tinc_codec.entropy.buckets import represent_band
+from tinc_codec.entropy.contexts import context_of
+from tinc_codec.entropy.phases import LevelState
+from tinc_codec.entropy.pyramid import BANDS, Level, inside
+from tinc_codec.entropy.stencils import lay_out
 from tinc_codec.fit.features import FeatureFit, FeatureTarget, demands_of, fit_to_size
 from tinc_codec.model.features import feature_levels, read_features
 
@@ -71,26 +74,23 @@ def unit_sums(
     Returns
     -------
     ndarray of int64
-        Shape (place, 1 + number of weights): the index into the flat magnitudes, then the sums.
+        Shape (place, 1 + number of weights): the index into the band's magnitudes, then the sums.
     """
-    phases = (
-        state.coefficient_phases(mask, blocks, 0)
-        if kind == COEFFICIENT
-        else state.flag_phases(mask)
-    )
-    arguments = list(phases.arguments(phase))
     padded = state.level.padded if kind == COEFFICIENT else state.level.padded_blocks
-    room = len(arguments[6]) * 8
     columns = []
     for weight in range(static.N_WEIGHTS):
-        row = np.zeros(static.N_WEIGHTS, dtype=np.int32)
-        row[weight] = 1
-        arguments[4] = row[: static.COARSE + 4].copy()
-        arguments[10:12] = ctx.stencil(row, mask, phase, padded)
-        places, sums = np.empty(room, np.int32), np.empty(room, np.int32)
-        n = ctx.phase_contexts(*arguments, places, np.empty(room, np.uint8), sums)
-        columns.append(sums[:n].astype(np.int64))
-    return np.stack([places[:n].astype(np.int64), *columns], axis=1)
+        rows = np.zeros((len(static.PHASE_ORDER), static.N_WEIGHTS), dtype=np.int32)
+        rows[:, weight] = 1
+        stencil = lay_out(rows, mask, padded)
+        phases = (
+            state.coefficient_phases(mask, blocks, 0, stencil)
+            if kind == COEFFICIENT
+            else state.flag_phases(mask, stencil)
+        )
+        sums = np.empty(len(phases.blocks) * len(static.PHASE_ORDER), np.uint32)
+        places, _ = phases.contexts(phase, sums)
+        columns.append(sums[: len(places)].astype(np.int64))
+    return np.stack([places.astype(np.int64), *columns], axis=1)
 
 
 def walk(symbols: np.ndarray) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
@@ -102,8 +102,9 @@ def walk(symbols: np.ndarray) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
         for mask in level.masks:
             magnitudes = np.zeros(level.padded, dtype=np.uint16)
             present = np.zeros(level.padded_blocks, dtype=np.uint16)
-            represent_band(symbols[level.band_slices(mask)], magnitudes, present)
-            band = magnitudes[inside(level.band_shape(mask))]
+            begin, shape = level.band_begin(mask), level.band_shape(mask)
+            represent_band(symbols, begin, shape, magnitudes, present)
+            band = magnitudes[inside(shape)]
             blocks = level.every_block(mask)
             if level.is_blocked(mask):
                 flags = present[inside(level.blocks(mask))]
@@ -118,9 +119,9 @@ def walk(symbols: np.ndarray) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
 def _phases(
     state: LevelState, kind: int, mask: int, blocks: np.ndarray, found: np.ndarray
 ) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
-    known = state.magnitudes if kind == COEFFICIENT else state.block_sums
+    known = (state.magnitudes if kind == COEFFICIENT else state.block_sums)[mask - 1]
     full = np.zeros_like(known)
-    full[mask - 1][inside(found.shape)] = found
+    full[inside(found.shape)] = found
     for phase in range(len(static.PHASE_ORDER)):
         sums = unit_sums(state, kind, mask, blocks, phase)
         places, sums = sums[:, 0], sums[:, 1:]
@@ -152,7 +153,7 @@ def collect(names: Collection[str], data: Path | None) -> dict[Key, list[Sample]
 
 def fit_weights(samples: dict[Key, list[Sample]], without: int = -1) -> np.ndarray:
     """Fit weights; int64 [kind, level class, mask - 1, phase, weight]."""
-    shape = (2, static.LEVEL_CLASSES, ctx.BANDS, len(static.PHASE_ORDER), static.N_WEIGHTS)
+    shape = (2, static.LEVEL_CLASSES, BANDS, len(static.PHASE_ORDER), static.N_WEIGHTS)
     weights = np.zeros(shape)
     for (kind, level_class, mask, phase), parts in samples.items():
         parts = [part for part in parts if part.case != without]
@@ -188,14 +189,14 @@ def _least_squares(parts: list[Sample]) -> np.ndarray:
 
 def contexts_of(sums: np.ndarray) -> np.ndarray:
     """Quantise sums as `entropy.contexts.context_of` does."""
-    return np.array([ctx.context_of(int(total), 0) for total in sums], dtype=np.int64)
+    return np.array([context_of(int(total), 0) for total in sums], dtype=np.int64)
 
 
 def count(
     samples: dict[Key, list[Sample]], weights: np.ndarray, without: int = -1, only: int = -1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Count buckets and presences per context."""
-    buckets = np.zeros((static.N_CONTEXTS, ctx.N_BUCKETS))
+    buckets = np.zeros((static.N_CONTEXTS, magnitude_buckets.N_BUCKETS))
     present = np.zeros((static.N_CONTEXTS, 2))
     for (kind, level_class, mask, phase), parts in samples.items():
         for part in parts:
@@ -206,15 +207,17 @@ def count(
             if kind == FLAG:
                 np.add.at(present, (found, part.found.astype(int)), part.repeats)
             else:
-                bucket = np.searchsorted(ctx.REPRESENTED, part.found, side="right") - 1
+                bucket = (
+                    np.searchsorted(magnitude_buckets.REPRESENTED, part.found, side="right") - 1
+                )
                 np.add.at(buckets, (found, bucket), part.repeats)
     return buckets, present
 
 
 def smooth(buckets: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Turn counts into probabilities."""
-    low = ctx.BUCKET_BASE[:-1].astype(float)
-    high = ctx.BUCKET_BASE[1:].astype(float)
+    low = magnitude_buckets.BUCKET_BASE[:-1].astype(float)
+    high = magnitude_buckets.BUCKET_BASE[1:].astype(float)
     centre = 2.0 ** ((np.arange(static.N_CONTEXTS) - 0.5) / 4 - 7)
     centre[0] = 2.0**-8
 

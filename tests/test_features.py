@@ -22,25 +22,15 @@ from tinc_codec.bitstream.header import Header, write_stream
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.bitstream.varint import MAX_VARINT, write_varint
 from tinc_codec.codec import decode_chunk
-from tinc_codec.entropy.bands import (
-    BLOCKED_SIZE,
-    Level,
-    LowPass,
-    choose_low_pass,
-    decode_bands,
-    encode_bands,
-    low_pass_slices,
-    segments_of,
-)
-from tinc_codec.entropy.contexts import (
+from tinc_codec.entropy.bands import LowPass, choose_low_pass, decode_bands, encode_bands
+from tinc_codec.entropy.buckets import (
     BUCKET_BASE,
     BUCKET_BITS,
-    MASKS,
     MAX_MAGNITUDE,
     N_BUCKETS,
     REPRESENTED,
-    context_of,
 )
+from tinc_codec.entropy.contexts import context_of
 from tinc_codec.entropy.feature_tables import (
     LEVEL_CLASSES,
     N_CONTEXTS,
@@ -49,6 +39,13 @@ from tinc_codec.entropy.feature_tables import (
     bucket_model,
     flag_model,
     load_tables,
+)
+from tinc_codec.entropy.pyramid import (
+    BLOCKED_SIZE,
+    MASKS,
+    Level,
+    low_pass_slices,
+    segments_of,
 )
 from tinc_codec.errors import CorruptStreamError, FormatError, TruncatedStreamError
 from tinc_codec.fit.rdo import choose_symbols

@@ -5,7 +5,7 @@ import pytest
 
 from tests.test_descent import GRID, squared_error, target_of
 from tinc_codec.codec import decode_chunk, encode_chunk
-from tinc_codec.entropy.bands import low_pass_slices
+from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.errors import ConfigError
 from tinc_codec.fit.features import FREE, FeatureFit, FeatureTarget, fit_to_size
 from tinc_codec.fit.sparsify import (

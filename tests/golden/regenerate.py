@@ -23,7 +23,8 @@ from tinc_codec.bitstream.header import Header, read_stream, write_stream
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.bitstream.version import MAJOR, MINOR
 from tinc_codec.codec import decode_chunk, encode_chunk
-from tinc_codec.entropy.bands import choose_low_pass, low_pass_slices
+from tinc_codec.entropy.bands import choose_low_pass
+from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.metrics import measure
 from tinc_codec.model.features import (
     Features,

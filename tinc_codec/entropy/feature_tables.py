@@ -72,3 +72,29 @@ def flag_model(context: int) -> constriction.stream.model.Categorical:
     """Return constriction's model of a block's presence in a context."""
     present = load_tables().present[context]
     return constriction.stream.model.Categorical(np.array([1 - present, present]), perfect=False)
+
+
+@cache
+def bucket_models(*, decoding: bool = False) -> tuple[constriction.stream.model.Categorical, ...]:
+    """Return the models of the buckets in all contexts.
+
+    A lazy model codes the same bits. It looks for a symbol from the first bucket on, one after the
+    other, and so decodes sooner where the first few hold nearly all.
+    """
+    tables = load_tables().buckets
+    passed = (tables * np.arange(tables.shape[1])).sum(axis=1) / tables.sum(axis=1)
+    return tuple(
+        constriction.stream.model.Categorical(tables[context], perfect=False, lazy=True)
+        if decoding and passed[context] < _FEW_PASSED
+        else bucket_model(context)
+        for context in range(N_CONTEXTS)
+    )
+
+
+_FEW_PASSED = 1.0
+
+
+@cache
+def flag_models() -> tuple[constriction.stream.model.Categorical, ...]:
+    """Return the models of a block's presence in all contexts."""
+    return tuple(map(flag_model, range(N_CONTEXTS)))

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numba import njit
 
-from tinc_codec.entropy.bands import Level, low_pass_slices
+from tinc_codec.entropy.pyramid import Level, low_pass_slices
 from tinc_codec.fit.adjoint import adjoint
 from tinc_codec.fit.features import (
     ABOVE,

@@ -14,7 +14,9 @@ from functools import cached_property, partial
 import numpy as np
 from numba import njit
 
-from tinc_codec.entropy.bands import choose_low_pass, low_pass_slices
+from tinc_codec.entropy.bands import choose_low_pass
+from tinc_codec.entropy.buckets import nonzero_places
+from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.fit.rdo import choose_symbols
 from tinc_codec.model.features import (
     CENTROID_UNIT,
@@ -65,8 +67,8 @@ class FeatureTarget:
 
 def demands_of(values: np.ndarray, classes: np.ndarray | None) -> np.ndarray | None:
     """Tell which voxels need not be met exactly: those at 0, at 1, and those that do not count."""
-    demands = np.where(values <= 0, np.uint8(BELOW), np.uint8(EXACT))
-    demands[values >= 1] = ABOVE
+    demands = np.empty(values.shape, dtype=np.uint8)
+    _demand(values.reshape(-1), demands.reshape(-1))
     if classes is not None:
         demands[classes.reshape(values.shape) != 0] = FREE
     return demands if np.count_nonzero(demands) * 200 > demands.size else None
@@ -110,7 +112,7 @@ class FeatureFit:
         self._shifts = no_shifts(self._levels)
         wanted = target.values if target.base is None else target.values - target.base
         self._coefficients = forward(wanted, threads)
-        largest = float(np.abs(self._coefficients).max())
+        largest = float(max(self._coefficients.max(), -self._coefficients.min()))
         self._least_code = max(0, step_code(max(largest, 2.0**-20)) - STEPS_PER_OCTAVE)
         self._most_code = min(MAX_STEP_CODE, step_code(max(largest, 2.0**-20) / _LARGEST_SYMBOL))
 
@@ -132,14 +134,18 @@ class FeatureFit:
             choose_symbols(volume, self._levels, step, self._lmbda, self._shifts, self._threads)
             for volume in self._coefficients
         ]
-        symbols = np.stack([choice.symbols for choice in choices])
+        symbols = choices[0].symbols[None]
+        if len(choices) > 1:
+            symbols = np.stack([choice.symbols for choice in choices])
         centroids = []
         for level in self._levels:
             sums = np.zeros((2, 2))
             for volume, chosen in zip(self._coefficients, symbols, strict=True):
                 for mask in level.masks:
-                    band = level.band_slices(mask)
-                    _add_remainders(volume[band], chosen[band], np.float32(1 / step), sums)
+                    _add_remainders(
+                        volume, chosen, level.band_begin(mask), level.band_shape(mask),
+                        np.float32(1 / step), sums,
+                    )  # fmt: skip
             mean = sums[0] / np.maximum(sums[1], 1) / CENTROID_UNIT
             one, more = np.clip(np.rint(mean), -127, 127).astype(int).tolist()
             centroids.append((one, more))
@@ -160,10 +166,8 @@ class FeatureFit:
 
     def decode(self, features: Features) -> np.ndarray:
         """Evaluate features, base included; float32 [B, z, y, x], not clipped."""
-        copy = Features(
-            features.symbols.copy(), features.step_code, features.centroids, features.shifts
-        )
-        values = inverse(coefficients_of(copy), self._threads)
+        coefficients = np.empty(features.symbols.shape, dtype=np.float32)
+        values = inverse(coefficients_of(features, coefficients), self._threads)
         if self._target.base is not None:
             values += self._target.base
         return values
@@ -278,16 +282,28 @@ class _Line:
 
 
 @njit(**_COMPILE)
-def _add_remainders(coefficients, symbols, inverse_step, sums):  # type: ignore[no-untyped-def]
-    """Add up what magnitudes of 1, and larger ones, leave of the coefficients, and count them."""
-    for z in range(symbols.shape[0]):
-        for y in range(symbols.shape[1]):
-            for x in range(symbols.shape[2]):
-                size = abs(symbols[z, y, x])
-                if size:
-                    kind = 0 if size == 1 else 1
-                    sums[0, kind] += abs(coefficients[z, y, x]) * inverse_step - size
-                    sums[1, kind] += 1
+def _demand(values, demands):  # type: ignore[no-untyped-def]
+    """Tell what finite voxels ask for."""
+    for i in range(len(values)):
+        demands[i] = ABOVE if values[i] >= 1 else (BELOW if values[i] <= 0 else EXACT)
+
+
+@njit(**_COMPILE)
+def _add_remainders(  # type: ignore[no-untyped-def]
+    coefficients, symbols, begin, shape, inverse_step, sums
+):
+    """Add up what magnitudes of 1, and larger ones, leave of a band, and count them."""
+    places = np.empty(shape[2] + 1, np.int64)
+    for z in range(begin[0], begin[0] + shape[0]):
+        for y in range(begin[1], begin[1] + shape[1]):
+            chosen = symbols[z, y, begin[2] : begin[2] + shape[2]]
+            wanted = coefficients[z, y, begin[2] : begin[2] + shape[2]]
+            for i in range(nonzero_places(chosen, places)):
+                x = places[i]
+                size = abs(chosen[x])
+                kind = 0 if size == 1 else 1
+                sums[0, kind] += abs(wanted[x]) * inverse_step - size
+                sums[1, kind] += 1
 
 
 @njit(**_COMPILE)

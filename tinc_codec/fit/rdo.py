@@ -9,26 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from tinc_codec.entropy.bands import (
-    BandCoder,
-    Level,
-    LevelState,
-    Phases,
-    inside,
-    low_pass_slices,
-)
+from tinc_codec.entropy.bands import BandCoder
+from tinc_codec.entropy.buckets import BUCKET_BITS, REPRESENTED, bucket_of
 from tinc_codec.entropy.contexts import (
-    BLOCK_EDGE,
-    BUCKET_BITS,
-    REPRESENTED,
-    bucket_of,
     context_of,
+    first_of_phase,
+    sums_of_phase,
 )
 from tinc_codec.entropy.feature_tables import PHASE_ORDER, load_tables
+from tinc_codec.entropy.phases import LevelState, Phases
+from tinc_codec.entropy.pyramid import BLOCK_EDGE, Level, low_pass_slices
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
@@ -128,67 +123,47 @@ class _Chooser(BandCoder):
         threads: int,
         pool: ThreadPoolExecutor | None,
     ) -> None:
-        self._coefficients = coefficients
+        self._coefficients = np.ascontiguousarray(coefficients)
         self._threads, self._pool = threads, pool
-        self._flag_bits = 0.0
         self._inverse_step = np.float32(1.0 / step)
         self._lmbda = np.float32(lmbda)
         self.symbols = np.zeros(coefficients.shape, dtype=np.int32)
         self.size_bits = 0.0
-        self._gains = np.empty(0, dtype=np.float32)
-        self._bits = np.empty(0, dtype=np.float32)
 
     def begin_band(self, state: LevelState, mask: int) -> None:
         level = state.level
-        blocks = level.blocks(mask)
-        flags = np.ones(blocks, dtype=np.uint16)
         if level.is_blocked(mask):
-            band = self._coefficients[level.band_slices(mask)]
-            flags[...] = 0
-            _worth_a_look(band, np.float32(_LEAST_KEPT / self._inverse_step), flags)
-            state.block_sums[mask - 1][inside(blocks)] = flags
-        number = int(np.count_nonzero(flags))
-        self._gains = np.zeros(number, dtype=np.float32)
-        self._bits = np.zeros(number, dtype=np.float32)
-
-    def code_flags(self, phases: Phases, phase: int) -> None:
-        if phase == 0:
-            self._flag_bits = 0.0
-        places, contexts = phases.contexts(phase)
-        self._flag_bits += float(flag_bits()[contexts, phases.flat[places]].sum())
-
-    def code_coefficients(self, state: LevelState, mask: int, phases: Phases, phase: int) -> None:
-        slices = state.level.band_slices(mask)
-        arguments = phases.arguments(phase)
-        blocks = phases.blocks
-
-        def work(first: int, last: int) -> None:
-            part = slice(first, last)
-            _choose_phase(
-                *arguments[:6], blocks[part], *arguments[7:], self._coefficients[slices],
-                self.symbols[slices], self._inverse_step, self._lmbda, coefficient_bits(),
-                self._gains[part], self._bits[part],
+            threshold = np.float32(_LEAST_KEPT / self._inverse_step)
+            _worth_a_look(
+                self._coefficients, level.band_begin(mask), level.band_shape(mask), threshold,
+                state.block_sums[mask - 1],
             )  # fmt: skip
 
-        self._share(work, len(blocks))
-        if phase < len(PHASE_ORDER) - 1:
-            return
-        if state.level.is_blocked(mask):
+    def code_coefficients(self, state: LevelState, mask: int, phases: Phases) -> None:
+        level, blocks = state.level, phases.blocks
+        begin, shape = level.band_begin(mask), level.band_shape(mask)
+        gains = np.zeros(len(blocks), dtype=np.float32)
+        bits = np.zeros(len(blocks), dtype=np.float32)
+        for phase in range(len(PHASE_ORDER)):
+            arguments = phases.arguments(phase)
+
+            def work(first: int, last: int, arguments: tuple[Any, ...] = arguments) -> None:
+                part = slice(first, last)
+                _choose_phase(
+                    *arguments[:3], blocks[part], *arguments[4:], self._coefficients, self.symbols,
+                    begin, self._inverse_step, self._lmbda, coefficient_bits(), gains[part],
+                    bits[part],
+                )  # fmt: skip
+
+            self._share(work, len(blocks))
+        if level.is_blocked(mask):
             least = self._lmbda * np.float32(_FLAG_BITS)
             _drop_blocks(
-                state.magnitudes[mask - 1], self.symbols[slices], blocks, self._gains, self._bits,
-                least,
+                state.magnitudes[mask - 1], self.symbols, begin, shape, blocks, gains, bits, least,
+                state.block_sums[mask - 1],
             )  # fmt: skip
-            self._recount_flags(state, mask, blocks[self._gains <= least])
-        self.size_bits += float(self._bits.sum())
-
-    def _recount_flags(self, state: LevelState, mask: int, dropped: np.ndarray) -> None:
-        flags = state.block_sums[mask - 1]
-        flags[tuple(dropped.T + 1)] = 0
-        phases = state.flag_phases(mask)
-        for phase in range(len(PHASE_ORDER)):
-            self.code_flags(phases, phase)
-        self.size_bits += self._flag_bits
+            self.size_bits += _count_flags(state.flag_phases(mask))
+        self.size_bits += float(bits.sum())
 
     def _share(self, work: Callable[[int, int], None], count: int) -> None:
         """Call work(first, last) so that range(count) is covered, on all threads if it is long."""
@@ -197,7 +172,10 @@ class _Chooser(BandCoder):
             work(0, count)
             return
         bounds = [count * i // shares for i in range(shares + 1)]
-        list(self._pool.map(work, bounds[:-1], bounds[1:]))
+        others = [self._pool.submit(work, *bounds[i : i + 2]) for i in range(1, shares)]
+        work(0, bounds[1])
+        for other in others:
+            other.result()
 
 
 _BLOCKS_PER_THREAD = 500
@@ -205,84 +183,110 @@ _FLAG_BITS = 3.0
 """What a block's presence costs beyond its absence, about."""
 
 
+def _count_flags(phases: Phases) -> float:
+    """Count the bits of a band's flags, all of which are known."""
+    total = 0.0
+    for phase in range(len(PHASE_ORDER)):
+        places, contexts = phases.contexts(phase)
+        total += float(flag_bits()[contexts, phases.field[places]].sum())
+    return total
+
+
 @njit(**_COMPILE)
-def _worth_a_look(band, threshold, flags):  # type: ignore[no-untyped-def]
-    """Set the flags of blocks with a coefficient of at least the threshold."""
-    for z in range(band.shape[0]):
-        for y in range(band.shape[1]):
-            for x in range(band.shape[2]):
-                if abs(band[z, y, x]) >= threshold:
-                    flags[z // BLOCK_EDGE, y // BLOCK_EDGE, x // BLOCK_EDGE] = 1
+def _worth_a_look(volume, begin, shape, threshold, flags):  # type: ignore[no-untyped-def]
+    """Set the padded flags of a band's blocks with a coefficient of at least the threshold."""
+    largest = np.empty(shape[2], np.float32)
+    for z0 in range(0, shape[0], BLOCK_EDGE):
+        for y0 in range(0, shape[1], BLOCK_EDGE):
+            largest[:] = 0
+            for z in range(z0, min(z0 + BLOCK_EDGE, shape[0])):
+                for y in range(y0, min(y0 + BLOCK_EDGE, shape[1])):
+                    row = volume[begin[0] + z, begin[1] + y, begin[2] : begin[2] + shape[2]]
+                    for x in range(shape[2]):
+                        size = abs(row[x])
+                        largest[x] = size if size > largest[x] else largest[x]
+            row_of_flags = flags[1 + z0 // BLOCK_EDGE, 1 + y0 // BLOCK_EDGE, 1:]
+            for x in range(shape[2]):
+                if largest[x] >= threshold:
+                    row_of_flags[x // BLOCK_EDGE] = 1
 
 
 @njit(**_COMPILE)
 def _choose_phase(  # type: ignore[no-untyped-def]
-    flat, start, strides, coarse, coarse_weights, shifts, blocks, edge, shape, parity, offsets,
-    weights, shift, band, symbols, inverse_step, lmbda, bits, gains, spent
+    field, outer, padded, blocks, shape, phase, taps, offsets, weights, shift, coefficients,
+    symbols, begin, inverse_step, lmbda, bits, gains, spent
 ):  # fmt: skip
     """Choose the symbols of one phase; the walk is that of `contexts.phase_contexts`.
 
     `gains` [block] receives distortion saved, in squared steps, minus lmbda times bits; `spent`
     [block] the bits.
     """
-    taps = len(offsets)
-    bias, w0, w1, w2, w3 = coarse_weights
+    width, plane = padded[2], padded[1] * padded[2]
+    parity = _PHASE_PARITIES[phase]
+    row, sheet = coefficients.shape[2], coefficients.shape[1] * coefficients.shape[2]
+    values, chosen = coefficients.reshape(-1), symbols.reshape(-1)
     for t in range(len(blocks)):
-        z0, y0, x0 = blocks[t, 0] * edge, blocks[t, 1] * edge, blocks[t, 2] * edge
-        z1, y1, x1 = min(z0 + edge, shape[0]), min(y0 + edge, shape[1]), min(x0 + edge, shape[2])
-        first_z = z0 + ((parity >> 2) ^ z0) % 2
-        first_y = y0 + ((parity >> 1) ^ y0) % 2
-        first_x = x0 + (parity ^ x0) % 2
+        z, y, x, n_z, n_y, n_x = first_of_phase(blocks, t, parity, shape)
+        if n_z < 1 or n_y < 1 or n_x < 1:
+            continue
+        first = (z + 1) * plane + (y + 1) * width + x + 1
+        origin = (begin[0] + z) * sheet + (begin[1] + y) * row + begin[2] + x
+        step_z, step_y, step_x = 2 * (n_z - 1) * plane, 2 * (n_y - 1) * width, 2 * (n_x - 1)
+        found = sums_of_phase(
+            field, outer, first, step_z, step_y, step_x, taps[phase], offsets[phase],
+            weights[phase],
+        )  # fmt: skip
         gain = np.float32(0)
         used = np.float32(0)
-        for z in range(first_z, z1, 2):
-            for y in range(first_y, y1, 2):
-                row = start + (z + 1) * strides[0] + (y + 1) * strides[1] + 1
-                for x in range(first_x, x1, 2):
-                    place = row + x
-                    above = coarse[z >> shifts[0], y >> shifts[1], x >> shifts[2]]
-                    total = bias + w0 * above[0] + w1 * above[1] + w2 * above[2] + w3 * above[3]
-                    for i in range(taps):
-                        total += weights[i] * np.int32(flat[place + offsets[i]])
-                    cost = bits[context_of(total, shift)]
-                    value = band[z, y, x] * inverse_step
-                    size = abs(value)
-                    nearest = np.int32(size + np.float32(0.5))
-                    best = np.int32(0)
-                    best_bits = cost[0]
-                    best_error = size * size
-                    least = best_error + lmbda * best_bits
-                    candidate = nearest
-                    while candidate > 0 and candidate >= nearest - 1:
-                        error = size - candidate
-                        error *= error
-                        rate = cost[bucket_of(candidate)]
-                        if error + lmbda * rate < least:
-                            least = error + lmbda * rate
-                            best, best_bits, best_error = candidate, rate, error
-                        candidate -= 1
-                    gain += size * size - least
-                    used += best_bits
-                    if best:
-                        symbols[z, y, x] = -best if value < 0 else best
-                        flat[place] = REPRESENTED[bucket_of(best)]
-                    else:
-                        symbols[z, y, x] = 0
-                        flat[place] = 0
+        for i in range(8):
+            k_z, k_y, k_x = i >> 2, (i >> 1) & 1, i & 1
+            if k_z >= n_z or k_y >= n_y or k_x >= n_x:
+                continue
+            at = np.uint64(origin + 2 * (k_z * sheet + k_y * row + k_x))
+            context = np.uint64(context_of(np.uint32(found[i]), shift))
+            value = values[at] * inverse_step
+            size = abs(value)
+            nearest = np.int32(size + np.float32(0.5))
+            best = np.int32(0)
+            best_bits = bits[context, np.uint64(0)]
+            best_error = size * size
+            least = best_error + lmbda * best_bits
+            candidate = nearest
+            while candidate > 0 and candidate >= nearest - 1:
+                error = size - candidate
+                error *= error
+                rate = bits[context, np.uint64(bucket_of(candidate))]
+                if error + lmbda * rate < least:
+                    least = error + lmbda * rate
+                    best, best_bits, best_error = candidate, rate, error
+                candidate -= 1
+            gain += size * size - least
+            used += best_bits
+            if best:
+                chosen[at] = -best if value < 0 else best
+                place = first + k_z * step_z + k_y * step_y + k_x * step_x
+                field[np.uint64(place)] = REPRESENTED[bucket_of(best)]
         gains[t] += gain
         spent[t] += used
 
 
+_PHASE_PARITIES = np.array(PHASE_ORDER, dtype=np.int64)
+
+
 @njit(**_COMPILE)
-def _drop_blocks(magnitudes, symbols, blocks, gains, spent, least):  # type: ignore[no-untyped-def]
+def _drop_blocks(  # type: ignore[no-untyped-def]
+    magnitudes, symbols, begin, shape, blocks, gains, spent, least, flags
+):
     """Empty the blocks that gain less than their presence costs."""
     for t in range(len(blocks)):
         if gains[t] > least:
             continue
         spent[t] = 0
-        z0, y0, x0 = blocks[t, 0] * BLOCK_EDGE, blocks[t, 1] * BLOCK_EDGE, blocks[t, 2] * BLOCK_EDGE
-        for z in range(z0, min(z0 + BLOCK_EDGE, symbols.shape[0])):
-            for y in range(y0, min(y0 + BLOCK_EDGE, symbols.shape[1])):
-                for x in range(x0, min(x0 + BLOCK_EDGE, symbols.shape[2])):
-                    symbols[z, y, x] = 0
+        i, j, k = blocks[t]
+        flags[i + 1, j + 1, k + 1] = 0
+        z0, y0, x0 = i * BLOCK_EDGE, j * BLOCK_EDGE, k * BLOCK_EDGE
+        for z in range(z0, min(z0 + BLOCK_EDGE, shape[0])):
+            for y in range(y0, min(y0 + BLOCK_EDGE, shape[1])):
+                for x in range(x0, min(x0 + BLOCK_EDGE, shape[2])):
+                    symbols[begin[0] + z, begin[1] + y, begin[2] + x] = 0
                     magnitudes[z + 1, y + 1, x + 1] = 0

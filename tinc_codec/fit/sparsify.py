@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from tinc_codec.entropy.bands import low_pass_slices
+from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.errors import ConfigError
 from tinc_codec.fit.descent import code_of
 from tinc_codec.fit.features import (

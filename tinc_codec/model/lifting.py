@@ -69,16 +69,11 @@ def forward_depth(source, low, rest, split, corner, first, last):  # type: ignor
     depth, height, width = source.shape[1:]
     flat = source.reshape(len(source), depth, height * width)
     half = corner[0]
-    strip = _strip_rows(width)
-    rows = np.zeros((5, strip * width), np.float32)
+    rows = np.zeros((5, _strip_rows(width) * width), np.float32)
     index = first
     while index < last:
-        volume = index // height
-        y = index % height
-        count = min(strip, last - index, height - y)
+        volume, y, count, a, b = _strip_at(index, last, height, width)
         index += count
-        a = y * width
-        b = a + count * width
         lows = rows[3, : b - a]
         highs = rows[4, : b - a]
         if split:
@@ -107,16 +102,11 @@ def inverse_depth(low, rest, target, split, corner, first, last):  # type: ignor
     depth, height, width = target.shape[1:]
     flat = target.reshape(len(target), depth, height * width)
     half = corner[0]
-    strip = _strip_rows(width)
-    rows = np.zeros((8, strip * width), np.float32)
+    rows = np.zeros((8, _strip_rows(width) * width), np.float32)
     index = first
     while index < last:
-        volume = index // height
-        y = index % height
-        count = min(strip, last - index, height - y)
+        volume, y, count, a, b = _strip_at(index, last, height, width)
         index += count
-        a = y * width
-        b = a + count * width
         lows = rows[6, : b - a]
         highs = rows[7, : b - a]
         if split:
@@ -180,6 +170,17 @@ def _mirrored(position, size):  # type: ignore[no-untyped-def]
 @njit(**_COMPILE)
 def _strip_rows(width):  # type: ignore[no-untyped-def]
     return max(1, STRIP // width)
+
+
+@njit(**_COMPILE)
+def _strip_at(index, last, height, width):  # type: ignore[no-untyped-def]
+    """Give the strip of rows from index to at most last - 1, counted through [volume, y].
+
+    Its volume, its first row there and how many it has; its samples within a flat plane, from, to.
+    """
+    y = index % height
+    count = min(_strip_rows(width), last - index, height - y)
+    return index // height, y, count, y * width, (y + count) * width
 
 
 @njit(**_COMPILE)
