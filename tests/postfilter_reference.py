@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tests.features_reference import Reader
 from tests.tree_reference import RangeDecoder, TensorCode, cumulative, step_of
 
 REACH = 2
@@ -34,43 +35,17 @@ class ReferenceFilter:
     layers: list[tuple[np.ndarray, np.ndarray]]
 
 
-class Reader:
-    """Bytes that run out."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def take(self, n: int) -> bytes:
-        if n > len(self.data):
-            raise ValueError("truncated")
-        taken, self.data = self.data[:n], self.data[n:]
-        return taken
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def varint(self) -> int:
-        groups: list[int] = []
-        while not groups or groups[-1] >= 128:
-            if len(groups) == 9:
-                raise ValueError("varint too long")
-            groups.append(self.byte())
-        if len(groups) > 1 and groups[-1] == 0:
-            raise ValueError("varint with a needless byte")
-        return sum((group & 127) << 7 * i for i, group in enumerate(groups))
-
-
 def read(body: bytes) -> ReferenceFilter:
     """§13.1."""
     reader = Reader(body)
-    count = reader.byte()
+    count = reader.take(1)[0]
     if not 1 <= count <= 3:
         raise ValueError("hidden layers")
     widths = list(reader.take(count))
     if not all(1 <= width <= 64 for width in widths):
         raise ValueError("width")
     activity = int.from_bytes(reader.take(2), "little")
-    centre, gain = reader.byte(), reader.byte()
+    centre, gain = reader.take(1)[0], reader.take(1)[0]
     if activity > 2047 or gain > 128:
         raise ValueError("activity or gain")
     shapes = [

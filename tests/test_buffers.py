@@ -301,12 +301,16 @@ def test_zarr_finds_it_without_an_import():
         "import torch\n"
         "assert isinstance(array[:], torch.Tensor)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_it_loads_no_torch():
     code = "import sys, tinc_codec.torch_buffer; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_codec_that_keeps_bounds_is_read_within_them():

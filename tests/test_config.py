@@ -108,7 +108,9 @@ def test_device_auto_without_a_driver_does_not_import_torch():
         "import sys; from tinc_codec import config; config._nvidia_driver_loaded = lambda: False;"
         "assert config.resolve_device() == 'cpu'; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "TINC_DEVICE": ""})
+    command, environment = [sys.executable, "-c", code], {**os.environ, "TINC_DEVICE": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -256,4 +258,6 @@ def test_worker_processes_start_with_free_slots_and_one_thread(tmp_path):
     script.write_text(WORKER)
     root = os.path.dirname(os.path.dirname(os.path.abspath(config.__file__)))
     environment = {**os.environ, "PYTHONPATH": root, "TINC_MAX_DECODED_BYTES": "77"}
-    subprocess.run([sys.executable, str(script)], check=True, env=environment, timeout=120)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr

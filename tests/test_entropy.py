@@ -114,8 +114,11 @@ class TestTables:
             assert table[model.magnitude] == model.zero / 128
             assert table.sum() == pytest.approx(1.0)
 
-    @pytest.mark.parametrize("family", [GEOMETRIC, GAUSSIAN])
-    @pytest.mark.parametrize("scale", [48, 64, 80, 100])
+    @pytest.mark.parametrize(
+        ("family", "scale"),
+        # A Gaussian of a step or less is too narrow for its sum to be its integral.
+        [*((GEOMETRIC, scale) for scale in (48, 64, 80, 100)), (GAUSSIAN, 80), (GAUSSIAN, 100)],
+    )
     def test_the_scale_is_what_it_says(self, family, scale):
         magnitude = 2000
         table = probabilities(SymbolModel(family, scale, 0, magnitude))
@@ -124,7 +127,7 @@ class TestTables:
         size = 2.0 ** (scale / 8 - 8)
         if family == GEOMETRIC:
             assert (table * k).sum() == pytest.approx(size, rel=1e-6)
-        elif size > 1:
+        else:
             # The Gaussian's exponential is an approximation: (1 + x / 4096)^-4096.
             assert math.sqrt((table * k**2).sum()) == pytest.approx(size, rel=2e-3)
 

@@ -110,10 +110,11 @@ class TestPlan:
 
     def test_a_filter_takes_a_small_part(self):
         for effort in range(1, 10):
-            for n_bytes in (100, 1000, 8000, 32_000, 1 << 20):
-                plan = plan_of(effort, n_bytes, 1 << 20)
-                if plan is not None:
-                    assert section_bytes(plan.widths) <= 0.1 * n_bytes
+            plans = {n: plan_of(effort, n, 1 << 20) for n in (100, 1000, 8000, 32_000, 1 << 20)}
+            assert plans[100] is None
+            sizes = {n: section_bytes(plan.widths) for n, plan in plans.items() if plan is not None}
+            assert sizes.keys() >= {32_000, 1 << 20}
+            assert all(size <= 0.1 * n_bytes for n_bytes, size in sizes.items())
 
 
 class TestTraining:

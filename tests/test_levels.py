@@ -21,7 +21,8 @@ from tests.trees import some_parameters
 from tinc_codec import TINC, ConfigError, FormatError, UnsupportedDataError, codec
 from tinc_codec.codec import decode_chunk, decode_level, encode_chunk
 from tinc_codec.entropy import bands as band_coding
-from tinc_codec.entropy.bands import choose_low_pass, low_pass_slices
+from tinc_codec.entropy.bands import choose_low_pass
+from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.model.block_means import coarse_shape, feature_means, tree_means
 from tinc_codec.model.evaluate import add_values
 from tinc_codec.model.features import (
@@ -33,7 +34,7 @@ from tinc_codec.model.features import (
 )
 from tinc_codec.model.levels import level_shape
 from tinc_codec.model.octree_mlp import TreeShape, uniform_widths
-from tinc_codec.model.region import CACHE
+from tinc_codec.model.opened import CACHE
 from tinc_codec.model.render import Tree
 from tinc_codec.model.wavelet import inverse
 
@@ -105,9 +106,9 @@ class TestQuality:
         counts = []
         original = band_coding._Decoder._decode
 
-        def counting(self, contexts, model):
-            counts.append(len(contexts))
-            return original(self, contexts, model)
+        def counting(self, runs, models):
+            counts.append(sum(count for _, count in runs))
+            return original(self, runs, models)
 
         monkeypatch.setattr(band_coding._Decoder, "_decode", counting)
         stream = stream_of(brain(64))

@@ -24,7 +24,7 @@ from tinc_codec.model import features as features_module
 from tinc_codec.model import fused, wavelet
 from tinc_codec.model.features import write_features
 from tinc_codec.model.octree_mlp import MAX_LEVELS, TreeShape, axis_splits, uniform_widths
-from tinc_codec.model.region import CACHE, ChunkCache
+from tinc_codec.model.opened import CACHE, ChunkCache
 from tinc_codec.model.section import parameter_limit, write_tree
 from tinc_codec.params import EncodingParams
 from tinc_codec.quantise.corrections import Corrections, write_corrections

@@ -199,21 +199,21 @@ class TestRejections:
                 postfilter_reference.read(body[:length])
         # A code that ends early reads on as zeros: wrong numbers, but as many.
         for length in range(start, len(body)):
-            self.finite_or_refused(body[:length])
+            self.check_finite_or_refused(body[:length])
 
     def test_every_bit_flipped(self, body):
         for position in range(len(body)):
             for bit in range(8):
                 damaged = bytearray(body)
                 damaged[position] ^= 1 << bit
-                self.finite_or_refused(bytes(damaged))
+                self.check_finite_or_refused(bytes(damaged))
 
     @settings(max_examples=200)
     @given(st.binary(max_size=120), st.booleans(), widths)
     def test_random_bytes(self, data, with_start, sizes):
-        self.finite_or_refused(bytes([len(sizes), *sizes]) * with_start + data)
+        self.check_finite_or_refused(bytes([len(sizes), *sizes]) * with_start + data)
 
-    def finite_or_refused(self, body: bytes) -> None:
+    def check_finite_or_refused(self, body: bytes) -> None:
         """Both readers accept, and then filter to finite values, or both refuse."""
         try:
             expected = postfilter_reference.read(body)

@@ -123,6 +123,7 @@ class TestPage:
         assert '<html lang="en">' in content
         assert content.count("<h1>") == 1
         images = re.findall(r"<img [^>]*>", content)
+        assert images
         assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
         tables = re.findall(r"<table.*?</table>", content, re.DOTALL)
         assert len(tables) >= 3
@@ -301,13 +302,15 @@ class TestPeers:
         assert "RuntimeError: cannot" in text_of(tmp_path / "a.html")
 
     def test_nan_does_not_count(self, tmp_path, monkeypatch):
+        missing = peers.missing_library(peers.PEERS[0])
+        if missing is not None:
+            pytest.skip(missing)
         values = brain(48).astype("f4")
         values[20:30, 20:30, 20:30] = np.nan
         monkeypatch.setattr(comparison, "PEERS", peers.PEERS[:1])
         found = verify(values, create(tmp_path / "a.zarr", values))
         report = comparison.compare_peers(found, values)
-        if report.curves[1].missing is None:
-            assert report.curves[1].points[0].psnr > 20
+        assert report.curves[1].points[0].psnr > 20
 
 
 class TestBrowser:

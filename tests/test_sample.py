@@ -15,8 +15,8 @@ from tinc_codec import TINC, ConfigError, FormatError, UnsupportedDataError, sam
 from tinc_codec.codec import decode_chunk, encode_chunk
 from tinc_codec.model.evaluate import add_values
 from tinc_codec.model.octree_mlp import TreeShape, axis_splits, uniform_widths
+from tinc_codec.model.opened import open_sections
 from tinc_codec.model.points import evaluate_points, leaf_numbers
-from tinc_codec.model.region import open_sections
 from tinc_codec.model.render import Tree
 
 zarr = pytest.importorskip("zarr", minversion="3.1")

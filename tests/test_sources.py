@@ -478,9 +478,9 @@ def test_hdf5_is_not_locked(tmp_path):
         file["v"] = voxels()
     array = open_source(tmp_path / "a.h5").array
     array[BOX]
-    # Fails where a reader holds a lock.
-    with h5py.File(tmp_path / "a.h5", "r+", locking=True):
-        pass
+    # Opening fails where a reader holds a lock.
+    with h5py.File(tmp_path / "a.h5", "r+", locking=True) as file:
+        assert file["v"].shape == array.shape
 
 
 def test_netcdf_coordinates(tmp_path):

@@ -162,6 +162,15 @@ class TestWhole:
             assert found.max_error == 0
             assert math.isnan(found.psnr) if math.isnan(value) else found.psnr == math.inf
 
+    def test_a_range_that_no_float64_holds(self, tmp_path):
+        waves = smooth_volume((16, 16, 16), "f8") - 60
+        values = waves * (np.finfo("f8").max / np.abs(waves).max())
+        create(tmp_path / "a.zarr", values)
+        found = verify(values, tmp_path / "a.zarr")
+        assert found.ok
+        assert found.psnr == pytest.approx(inspect(tmp_path / "a.zarr").psnr, abs=1e-3)
+        assert found.psnr < 200
+
     def test_level_0_of_an_ome_zarr_group(self, tmp_path):
         multiscales = [{"datasets": [{"path": "full"}, {"path": "half"}], "axes": []}]
         group = zarr.create_group(tmp_path / "a", attributes={"ome": {"multiscales": multiscales}})

@@ -12,8 +12,10 @@ from tests.compat.write_store import ARRAYS, write
 ROOT = Path(__file__).parents[2]
 
 
-def exchange(variable: str, folder: Path, writer: str, zarr_format: int) -> None:
-    """Write a store here and read it there, or the other way round; skip if there is no there.
+def check_exchange(variable: str, folder: Path, writer: str, zarr_format: int) -> None:
+    """Write a store here and read it there, or the other way round, and check what is read.
+
+    Skips the test if there is no there.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.compat.others import exchange
+from tests.compat.others import check_exchange
 from tests.compat.read_store import check
 from tests.compat.write_store import ARRAYS, write
 from tests.faces import CHUNKS, CODEC, assert_close, smooth_volume
@@ -34,12 +34,12 @@ def test_the_store_of_the_exchange_reads_here(tmp_path, zarr_format, pipeline):
 @pytest.mark.parametrize("writer", ["here", "there"])
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_stores_are_exchanged_with_zarr_3_1(tmp_path, writer, zarr_format):
-    exchange("TINC_OTHER_PYTHON", tmp_path, writer, zarr_format)
+    check_exchange("TINC_OTHER_PYTHON", tmp_path, writer, zarr_format)
 
 
 @pytest.mark.parametrize("writer", ["here", "there"])
 def test_stores_are_exchanged_with_zarr_2(tmp_path, writer):
-    exchange("TINC_ZARR2_PYTHON", tmp_path, writer, 2)
+    check_exchange("TINC_ZARR2_PYTHON", tmp_path, writer, 2)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

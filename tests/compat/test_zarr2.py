@@ -12,7 +12,7 @@ import numcodecs
 import numpy as np
 import pytest
 
-from tests.compat.others import exchange
+from tests.compat.others import check_exchange
 from tests.compat.read_store import check
 from tests.compat.write_store import ARRAYS, write
 from tests.faces import CHUNKS, CODEC, assert_close, smooth_volume
@@ -122,4 +122,4 @@ def test_the_store_of_the_exchange_reads_here(tmp_path):
 
 @pytest.mark.parametrize("writer", ["here", "there"])
 def test_stores_are_exchanged_with_zarr_3(tmp_path, writer):
-    exchange("TINC_OTHER_PYTHON", tmp_path, writer, 2)
+    check_exchange("TINC_OTHER_PYTHON", tmp_path, writer, 2)

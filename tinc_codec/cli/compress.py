@@ -1,11 +1,12 @@
 """`tinc compress`."""
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tinc_codec.cli.console import BROKEN, messages, print_json, refusals
+from tinc_codec.cli.options import ChunkEdges, Effort, Json, Model, Variable, edges
+from tinc_codec.inspection.quality import decibel_text
 
 if TYPE_CHECKING:
     from tinc_codec.pipeline.progress import Summary
@@ -14,65 +15,67 @@ __all__ = ["compress_command"]
 
 _INTERRUPTED = 130
 _LISTED = 20
-_RATIOS = (16.0, 32.0, 64.0, 128.0, 256.0)
+
+
+_Volume = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="A volume: NIfTI, TIFF, NumPy, HDF5 or NetCDF file, Zarr, or a URL of one.",
+    ),
+]
+_Written = Annotated[
+    str, typer.Argument(metavar="DST", help="The Zarr to write: a path or an fsspec URL.")
+]
+_Ratio = Annotated[
+    float | None, typer.Option(help="Bytes before over bytes after, at least. Default: 64.")
+]
+_Psnr = Annotated[float | None, typer.Option(help="Instead: PSNR of every chunk in dB, at least.")]
+_MaxError = Annotated[
+    float | None, typer.Option(help="Instead: error of every voxel, in the data's units, at most.")
+]
+_ShardEdges = Annotated[
+    str | None, typer.Option(help="Edge of the shards, a multiple of the chunks'.")
+]
+_Levels = Annotated[
+    int | None, typer.Option(min=0, help="Levels of resolution beside the full one.")
+]
+_ZarrFormat = Annotated[int, typer.Option(min=2, max=3, help="3: OME-Zarr 0.5; 2: OME-Zarr 0.4.")]
+_Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        help="threads, processes, or the address of a dask.distributed scheduler, tcp://..."
+    ),
+]
+_EncodesAtOnce = Annotated[
+    int | None, typer.Option(min=1, help="Chunks encoded at once; by default one per CPU.")
+]
+_Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Start anew: remove the Zarr that is at DST.")
+]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Write nothing; show what several ratios would give.")
+]
 
 
 def compress_command(
-    src: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="A volume: NIfTI, TIFF, NumPy, HDF5 or NetCDF file, Zarr, or a URL of one.",
-        ),
-    ],
-    dst: Annotated[
-        str, typer.Argument(metavar="DST", help="The Zarr to write: a path or an fsspec URL.")
-    ],
-    ratio: Annotated[
-        float | None, typer.Option(help="Bytes before over bytes after, at least. Default: 64.")
-    ] = None,
-    psnr: Annotated[
-        float | None, typer.Option(help="Instead: PSNR of every chunk in dB, at least.")
-    ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(help="Instead: error of every voxel, in the data's units, at most."),
-    ] = None,
-    effort: Annotated[int, typer.Option(min=0, max=9, help="Encode time spent on quality.")] = 4,
-    model: Annotated[str, typer.Option(help="auto, features or tree.")] = "auto",
-    chunks: Annotated[
-        str | None,
-        typer.Option(help="Edge of the chunks: 64, or per axis 64,64,64. Default: up to 128."),
-    ] = None,
-    shards: Annotated[
-        str | None, typer.Option(help="Edge of the shards, a multiple of the chunks'.")
-    ] = None,
-    levels: Annotated[
-        int | None, typer.Option(min=0, help="Levels of resolution beside the full one.")
-    ] = None,
-    zarr_format: Annotated[
-        int, typer.Option(min=2, max=3, help="3: OME-Zarr 0.5; 2: OME-Zarr 0.4.")
-    ] = 3,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="threads, processes, or the address of a dask.distributed scheduler, tcp://..."
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Chunks encoded at once; by default one per CPU.")
-    ] = None,
-    variable: Annotated[
-        str | None, typer.Option(help="Which array of SRC, where there are several.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew: remove the Zarr that is at DST.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Write nothing; show what several ratios would give."),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    src: _Volume,
+    dst: _Written,
+    ratio: _Ratio = None,
+    psnr: _Psnr = None,
+    max_error: _MaxError = None,
+    effort: Effort = 4,
+    model: Model = "auto",
+    chunks: ChunkEdges = None,
+    shards: _ShardEdges = None,
+    levels: _Levels = None,
+    zarr_format: _ZarrFormat = 3,
+    scheduler: _Scheduler = None,
+    workers: _EncodesAtOnce = None,
+    variable: Variable = None,
+    overwrite: _Overwrite = False,
+    dry_run: _DryRun = False,
+    json: Json = False,
 ) -> None:
     """Compress a whole volume into a Zarr store.
 
@@ -95,8 +98,9 @@ def compress_command(
     """
     if dry_run:
         from tinc_codec.cli.plan import plan_command
+        from tinc_codec.pipeline.plan import RATIOS
 
-        ratios = sorted({*_RATIOS, *(() if ratio is None else (ratio,))})
+        ratios = sorted({*RATIOS, *(() if ratio is None else (ratio,))})
         plan_command(
             src,
             ratios=",".join(f"{ratio:g}" for ratio in ratios),
@@ -122,8 +126,8 @@ def compress_command(
                 max_error=max_error,
                 effort=effort,
                 model=model,
-                chunks=_edges("chunks", chunks),
-                shards=_edges("shards", shards),
+                chunks=edges("chunks", chunks),
+                shards=edges("shards", shards),
                 levels=levels,
                 zarr_format=zarr_format,
                 scheduler=scheduler,
@@ -144,25 +148,6 @@ def compress_command(
         raise typer.Exit(BROKEN)
 
 
-def _edges(field: str, text: str | None) -> int | tuple[int, ...] | None:
-    """Read "64" or "64,64,64"."""
-    if text is None:
-        return None
-    from tinc_codec.errors import ConfigError
-
-    try:
-        entries = tuple(int(entry) for entry in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"{field}={text!r} is not an edge (64) or one per axis (64,64,64)"
-        ) from None
-    return entries[0] if len(entries) == 1 else entries
-
-
-def _decibel(psnr: float) -> str:
-    return "exact" if psnr == math.inf else f"{psnr:.2f} dB"
-
-
 def _show(summary: "Summary") -> None:
     from rich.console import Console
 
@@ -177,7 +162,8 @@ def _show(summary: "Summary") -> None:
     if summary.stored_bytes:
         lines.append(
             f"{summary.raw_bytes:,} bytes to {summary.stored_bytes:,}, ratio {summary.ratio:.2f}; "
-            f"PSNR {_decibel(summary.psnr)}, {_decibel(summary.psnr_min)} in the worst chunk; "
+            f"PSNR {decibel_text(summary.psnr)}, "
+            f"{decibel_text(summary.psnr_min)} in the worst chunk; "
             f"max error {summary.max_error:.6g}"
         )
     Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -5,11 +5,14 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-__all__ = ["BROKEN", "REFUSED", "messages", "print_json", "refusals"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["BROKEN", "REFUSED", "counting", "messages", "print_json", "refusals"]
 
 BROKEN = 1
 """Exit status: the command ran, and something is not as it should be (a broken promise, a failed
@@ -37,6 +40,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def counting(*unit: str) -> "Progress":
+    """Make a bar for what can be counted, gone in the end; a unit stands behind the numbers."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    return Progress(
+        "{task.description}", BarColumn(), MofNCompleteColumn(), *unit, TimeRemainingColumn(),
+        console=messages, transient=True,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tinc_codec.cli.console import messages, print_json, refusals
+from tinc_codec.cli.options import Json
 
 __all__ = ["decompress_command"]
 
@@ -31,7 +32,7 @@ def decompress_command(
             help="Decode what is there of a SRC that is not finished; the rest is NaN, or 0.",
         ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Decode a volume and write it to a file that every program reads.
 

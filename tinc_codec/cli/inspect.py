@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tinc_codec.cli.console import print_json, refusals
+from tinc_codec.cli.options import Json
 
 __all__ = ["inspect_command"]
 
@@ -30,7 +31,7 @@ def inspect_command(
         str,
         typer.Argument(metavar="PATH", help="A Zarr array or group: a path or an fsspec URL."),
     ],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
     chunks: Annotated[
         bool, typer.Option("--chunks", help="With --json: a row per stored chunk as well.")
     ] = False,

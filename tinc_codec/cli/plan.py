@@ -2,11 +2,13 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinc_codec.cli.console import messages, print_json, refusals
+from tinc_codec.cli.console import counting, print_json, refusals
+from tinc_codec.cli.options import ChunkEdges, Effort, Json, Model, Variable, edges
+from tinc_codec.inspection.quality import decibel_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,34 +17,25 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_command"]
 
-_Number = TypeVar("_Number", int, float)
-
 
 def plan_command(
     src: Annotated[str, typer.Argument(metavar="SRC", help="A file, a Zarr, or a URL of one.")],
     ratios: Annotated[
         str, typer.Option(metavar="R,R,…", help="Ratios to try, each over 1.")
     ] = "16,32,64,128,256",
-    effort: Annotated[int, typer.Option(min=0, max=9, help="Encode time spent on quality.")] = 4,
-    model: Annotated[
-        str, typer.Option(help="What a chunk's bytes go to: auto, features or tree.")
-    ] = "auto",
-    chunks: Annotated[
-        str | None,
-        typer.Option(metavar="N or N,N,N", help="Voxels per chunk, as for `tinc compress`."),
-    ] = None,
+    effort: Effort = 4,
+    model: Model = "auto",
+    chunks: ChunkEdges = None,
     samples: Annotated[int, typer.Option(min=1, help="Chunks to fit.")] = 4,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Workers the time is reckoned for; by default one per CPU."),
     ] = None,
-    variable: Annotated[
-        str | None, typer.Option(help="Which array of SRC, where there are several.")
-    ] = None,
+    variable: Variable = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the table: a PNG, SVG or PDF.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Fit a few chunks at several ratios: what quality, how long, how many bytes.
 
@@ -59,25 +52,16 @@ def plan_command(
 
     tinc plan s3://bucket/scan.zarr --plot plan.png --json
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    with (
-        refusals(),
-        Progress(
-            "{task.description}", BarColumn(), MofNCompleteColumn(), "fits",
-            TimeRemainingColumn(), console=messages, transient=True,
-        ) as progress,
-    ):  # fmt: skip
+    with refusals(), counting("fits") as progress:
         from tinc_codec.pipeline.plan import plan
 
         bar = progress.add_task("fitting samples", total=None)
         found = plan(
             src,
-            ratios=_numbers("ratios", ratios, float),
+            ratios=_ratios(ratios),
             effort=effort,
             model=model,
-            chunks=None if chunks is None else _edges(chunks),
+            chunks=edges("chunks", chunks),
             samples=samples,
             workers=workers,
             variable=variable,
@@ -90,7 +74,13 @@ def plan_command(
             save_figure(plan_figure(found), plot)
     if json:
         print_json(found.to_record())
-        return
+    else:
+        _show(found)
+
+
+def _show(found: "Plan") -> None:
+    from rich.console import Console
+
     console = Console(highlight=False)
     console.print(_table(found))
     drawn = [row for row in found.rows if math.isfinite(row.psnr)]
@@ -116,10 +106,12 @@ def plan_command(
 def _table(found: "Plan") -> "Table":
     from rich.table import Table
 
-    shape = " × ".join(map(str, found.shape))
+    from tinc_codec.report.wording import size_text, times_text
+
     table = Table(
-        title=f"{found.name}: {shape} {found.dtype.name}, {_bytes(found.raw_bytes)}; "
-        f"{found.n_chunks:,} chunks of {' × '.join(map(str, found.chunks))}; "
+        title=f"{found.name}: {times_text(found.shape)} {found.dtype.name}, "
+        f"{size_text(found.raw_bytes)}; "
+        f"{found.n_chunks:,} chunks of {times_text(found.chunks)}; "
         f"effort {found.effort}, model {found.model}",
         title_justify="left",
     )
@@ -132,31 +124,22 @@ def _table(found: "Plan") -> "Table":
         mark = "*" if row.refused else ""
         table.add_row(
             f"{row.ratio:g}×{mark}",
-            _decibel(row.psnr),
-            _decibel(row.psnr_min),
+            decibel_text(row.psnr),
+            decibel_text(row.psnr_min),
             f"{row.max_error:.4g}",
             _duration(row.encode_s),
-            _bytes(row.size_bytes),
+            size_text(row.size_bytes),
         )
     return table
 
 
-def _edges(text: str) -> int | list[int]:
-    edges = _numbers("chunks", text, int)
-    return edges[0] if len(edges) == 1 else edges
-
-
-def _numbers(field: str, text: str, kind: type[_Number]) -> list[_Number]:
+def _ratios(text: str) -> list[float]:
     from tinc_codec.errors import ConfigError
 
     try:
-        return [kind(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"{field}={text!r} is not a list of numbers such as 16,32") from error
-
-
-def _decibel(psnr: float) -> str:
-    return "exact" if psnr == math.inf else f"{psnr:.2f} dB"
+        raise ConfigError(f"ratios={text!r} is not a list of numbers such as 16,32") from error
 
 
 def _duration(seconds: float) -> str:
@@ -164,11 +147,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"

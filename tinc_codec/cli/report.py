@@ -5,28 +5,20 @@ from typing import Annotated
 
 import typer
 
-from tinc_codec.cli.console import BROKEN, messages, print_json, refusals
+from tinc_codec.cli.console import BROKEN, counting, messages, print_json, refusals
+from tinc_codec.cli.options import Compressed, DecodesAtOnce, Original, Variable
 
 __all__ = ["report_command"]
 
 
 def report_command(
-    src: Annotated[
-        str, typer.Argument(metavar="SRC", help="The source: a file, a Zarr, or a URL of one.")
-    ],
-    dst: Annotated[
-        str,
-        typer.Argument(metavar="DST", help="What `tinc compress` made of it: a path or a URL."),
-    ],
+    src: Original,
+    dst: Compressed,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")
     ] = Path("report.html"),
-    variable: Annotated[
-        str | None, typer.Option(help="Which array of SRC, where there are several.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Chunks decoded at once; by default one per CPU.")
-    ] = None,
+    variable: Variable = None,
+    workers: DecodesAtOnce = None,
     peers: Annotated[
         bool, typer.Option(help="Compare one chunk with other codecs that are installed.")
     ] = True,
@@ -47,15 +39,7 @@ def report_command(
 
     tinc report scan.h5 s3://bucket/scan.zarr -o scan.html --no-peers
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    with (
-        refusals(),
-        Progress(
-            "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=messages, transient=True,
-        ) as progress,
-    ):  # fmt: skip
+    with refusals(), counting() as progress:
         from tinc_codec.report.writing import write_report
 
         bar = progress.add_task("opening", total=None)

@@ -1,11 +1,13 @@
 """`tinc verify`."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from tinc_codec.cli.console import BROKEN, messages, print_json, refusals
+from tinc_codec.cli.console import BROKEN, counting, print_json, refusals
+from tinc_codec.cli.options import Compressed, DecodesAtOnce, Json, Original, Variable
+from tinc_codec.inspection.quality import decibel_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,19 +20,11 @@ _LISTED = 20
 
 
 def verify_command(
-    src: Annotated[
-        str, typer.Argument(metavar="SRC", help="The source: a file, a Zarr, or a URL of one.")
-    ],
-    dst: Annotated[
-        str, typer.Argument(metavar="DST", help="What `tinc compress` made of it: a path or a URL.")
-    ],
-    variable: Annotated[
-        str | None, typer.Option(help="Which array of SRC, where there are several.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Chunks decoded at once; by default one per CPU.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    src: Original,
+    dst: Compressed,
+    variable: Variable = None,
+    workers: DecodesAtOnce = None,
+    json: Json = False,
 ) -> None:
     """Decode everything, compare it with the source, and check every promise.
 
@@ -48,15 +42,8 @@ def verify_command(
     tinc verify scan.h5 s3://bucket/scan.zarr --variable /t0/channel0 --json
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with (
-        refusals(),
-        Progress(
-            "{task.description}", BarColumn(), MofNCompleteColumn(), "chunks",
-            TimeRemainingColumn(), console=messages, transient=True,
-        ) as progress,
-    ):  # fmt: skip
+    with refusals(), counting("chunks") as progress:
         from tinc_codec.pipeline.verify import verify
 
         bar = progress.add_task("verifying", total=None)
@@ -89,8 +76,8 @@ def _summary(found: "Verification") -> "RenderableType":
             "bytes",
             f"{found.raw_bytes:,} raw, {found.stored_bytes:,} stored: {found.ratio:.2f}×",
         )
-        table.add_row("PSNR", f"{_decibel(found.psnr)}, of the volume as a whole")
-        least, median = _decibel(found.psnr_min), _decibel(found.psnr_median)
+        table.add_row("PSNR", f"{decibel_text(found.psnr)}, of the volume as a whole")
+        least, median = decibel_text(found.psnr_min), decibel_text(found.psnr_median)
         table.add_row("  by chunk", f"{least} least, {median} median")
         table.add_row("max error", f"{found.max_error:.6g}")
     for name, promise in found.promises.items():
@@ -115,7 +102,3 @@ def _summary(found: "Verification") -> "RenderableType":
     if rest > 0:
         listing.append(f"  and {rest:,} more: --json lists all\n", "not bold default")
     return Group(table, listing)
-
-
-def _decibel(psnr: float) -> str:
-    return "exact" if psnr == float("inf") else f"{psnr:.2f} dB"

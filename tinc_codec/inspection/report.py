@@ -13,6 +13,7 @@ import numpy as np
 
 from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
+from tinc_codec.inspection.quality import PooledQuality, decibel_text, log10_span
 from tinc_codec.volume.chunk import is_constant
 
 _NO_MODELS = frozenset({Section.MASK, Section.CORRECTIONS})
@@ -65,6 +66,18 @@ class ChunkReport:
     def models(self) -> tuple[str, ...]:
         """Names of the sections that are models of the voxels; none if constant."""
         return tuple(name for name in self.sections if Section[name.upper()] not in _NO_MODELS)
+
+    def add_to(self, quality: PooledQuality) -> None:
+        """Add the chunk's voxels within the array to the quality of a volume."""
+        if self.valid_voxels:
+            log_mse = -math.inf
+            if not self.constant and self.psnr < math.inf:
+                log_mse = 2 * log10_span(self.value_min, self.value_max) - self.psnr / 10
+            quality.widen(self.value_min, self.value_max)
+            quality.add(self.valid_voxels, log_mse)
+        if self.padding_voxels:
+            quality.widen(self.pad_value, self.pad_value)
+            quality.add(self.padding_voxels, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -158,35 +171,10 @@ class InspectReport:
         be, so that its error weighs too much. inf where every chunk is exact, NaN where none has
         a finite voxel.
         """
-        weights: list[int] = []
-        log_errors: list[float] = []
-        values: list[float] = []
-        n_voxels = 0
+        quality = PooledQuality()
         for chunk in self.chunks:
-            n_voxels += chunk.valid_voxels + chunk.padding_voxels
-            if chunk.valid_voxels:
-                values += [chunk.value_min, chunk.value_max]
-            if chunk.padding_voxels:
-                values.append(chunk.pad_value)
-            if not chunk.constant and chunk.psnr < math.inf:
-                weights.append(chunk.valid_voxels)
-                log_errors.append(
-                    2 * _log10_span(chunk.value_min, chunk.value_max) - chunk.psnr / 10
-                )
-        if not n_voxels:
-            return math.nan
-        if not weights:
-            return math.inf
-        largest = max(log_errors)
-        if largest == math.inf:
-            return -math.inf
-        # As logarithms, relative to the largest: squares of float64 values may overflow or vanish.
-        total = sum(
-            weight * 10 ** (log_error - largest)
-            for weight, log_error in zip(weights, log_errors, strict=True)
-        )
-        log_mse = largest + math.log10(total / n_voxels)
-        return 10 * (2 * _log10_span(min(values), max(values)) - log_mse)
+            chunk.add_to(quality)
+        return quality.psnr
 
     @property
     def psnr_min(self) -> float:
@@ -280,8 +268,11 @@ class InspectReport:
             if size_bytes:
                 rows.append((f"  {part}", f"{size_bytes:>15,}  {size_bytes / stored:6.1%}"))
         rows += [
-            ("PSNR", _decibel(self.psnr)),
-            ("  by chunk", f"{_decibel(self.psnr_min)} least, {_decibel(self.psnr_median)} median"),
+            ("PSNR", decibel_text(self.psnr)),
+            (
+                "  by chunk",
+                f"{decibel_text(self.psnr_min)} least, {decibel_text(self.psnr_median)} median",
+            ),
             ("max error", f"{self.max_error:.6g}"),
         ]
         return "\n".join([self.name, *(f"{label:<16}{text}" for label, text in rows)])
@@ -330,13 +321,3 @@ def bounds_within(
     return tuple(
         max(0, min(c, n - i * c)) for i, c, n in zip(coordinates, chunk_shape, shape, strict=True)
     )
-
-
-def _log10_span(low: float, high: float) -> float:
-    # The difference of two float64 can exceed the largest float64; half of it cannot.
-    span = high - low
-    return math.log10(span) if span < math.inf else math.log10(high / 2 - low / 2) + math.log10(2)
-
-
-def _decibel(psnr: float) -> str:
-    return "exact" if psnr == math.inf else f"{psnr:.2f} dB"

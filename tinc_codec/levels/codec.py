@@ -9,9 +9,8 @@ store, and no voxel is stored twice.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,15 +21,11 @@ from zarr.abc.codec import (
     ArrayBytesCodecPartialDecodeMixin,
     ArrayBytesCodecPartialEncodeMixin,
 )
-from zarr.storage import FsspecStore, LocalStore, ObjectStore, StorePath
+from zarr.storage import StorePath
 
-from tinc_codec.errors import (
-    ConfigError,
-    CorruptStreamError,
-    UnsupportedDataError,
-)
-from tinc_codec.inspection.access import Fetch, inner_coordinates, naming, store_access
-from tinc_codec.inspection.layout import ArrayLayout, array_layout
+from tinc_codec.errors import ConfigError
+from tinc_codec.levels.reading import read_selected
+from tinc_codec.levels.source import Source, place_of_source
 from tinc_codec.model.levels import MAX_LEVEL, level_shape
 
 if TYPE_CHECKING:
@@ -39,49 +34,6 @@ if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, NDBuffer
 
 NAME = "tinc_level"
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """The array that a level is decoded from.
-
-    Attributes
-    ----------
-    array : zarr.Array
-    layout : ArrayLayout
-    fetch : coroutine function
-        See `inspection.access.store_access`.
-    """
-
-    array: Any
-    layout: ArrayLayout
-    fetch: Fetch
-
-    @classmethod
-    def of(cls, array: Any) -> Source:
-        """Describe an open array of the v3 format.
-
-        Raises
-        ------
-        UnsupportedDataError
-            If it is of the v2 format, or its chunks are not TINC streams that can be read alone.
-        """
-        if array.metadata.zarr_format != 3:
-            raise UnsupportedDataError(
-                f"{array.store_path}: is in the Zarr v2 format, in which a reader decodes whole "
-                "chunks and no level can be found; store it in the v3 format to have levels"
-            )
-        grid = array.metadata.to_dict()["chunk_grid"]
-        if grid["name"] != "regular":
-            raise UnsupportedDataError(
-                f"{array.store_path}: has a chunk grid {grid['name']!r}; levels need a regular one"
-            )
-        return cls(array, array_layout(array), store_access(array)[0])
-
-    @property
-    def object_shape(self) -> tuple[int, ...]:
-        """Voxels of what the store keeps under one key: a chunk, or a shard."""
-        return self.layout.shard_shape or self.layout.chunk_shape
 
 
 @dataclass(frozen=True)
@@ -187,7 +139,7 @@ class TINCLevelCodec(
         source = await self._source(getter.store, path)  # type: ignore[attr-defined]
         self._check_source(source, spec)
         parts = selection if isinstance(selection, tuple) else (selection,)
-        decoded = await _read_selected(source, self.level, position, parts, spec, gate)
+        decoded = await read_selected(source, self.level, position, parts, spec, gate)
         return None if decoded is None else spec.prototype.nd_buffer.from_numpy_array(decoded)
 
     async def _source(self, store: Any, path: str) -> Source:
@@ -265,57 +217,6 @@ class TINCLevelCodec(
         )
 
 
-def place_of_source(place: StorePath, source: str) -> StorePath:
-    """Follow a path from an array, out of its store too where someone opened the array by itself.
-
-    Parameters
-    ----------
-    place : StorePath
-        Of the array.
-    source : str
-        Relative, with "..".
-
-    Raises
-    ------
-    ConfigError
-        If it leads out of a store that has no outside.
-    """
-    names, n_out = [name for name in place.path.split("/") if name], 0
-    for name in source.split("/"):
-        if name == "..":
-            n_out += not names
-            del names[-1:]
-        elif name not in ("", "."):
-            names.append(name)
-    store = place.store if n_out == 0 else _enclosing_store(place.store, n_out)
-    return StorePath(store, "/".join(names))
-
-
-def _enclosing_store(store: Any, n_up: int) -> Any:
-    """Open a store of the folder so many above that of another one, read-only."""
-    if isinstance(store, LocalStore):
-        return LocalStore(store.root.absolute().parents[n_up - 1], read_only=True)
-    if isinstance(store, FsspecStore):
-        path = store.path.rstrip("/").rsplit("/", n_up)[0]
-        return FsspecStore(store.fs, read_only=True, path=path)
-    inner: Any = getattr(store, "store", None)
-    if isinstance(store, ObjectStore) and hasattr(inner, "prefix"):
-        # What the stores of obstore for S3, GCS and Azure are made of.
-        prefix = str(inner.prefix or "").strip("/")
-        if len(prefix.split("/")) >= n_up and prefix:
-            options = {
-                name: getattr(inner, name, None)
-                for name in ("config", "client_options", "retry_options", "credential_provider")
-            }
-            given = {name: value for name, value in options.items() if value is not None}
-            above = "/".join(prefix.split("/")[:-n_up])
-            return ObjectStore(type(inner)(prefix=above or None, **given), read_only=True)
-    raise ConfigError(
-        f"{store}: this level is decoded from an array beside it, which a store opened at the "
-        "level itself cannot reach; open the group, then the level in it"
-    )
-
-
 def _place_of(getter: ByteGetter, ndim: int) -> tuple[str, tuple[int, ...]]:
     """Tell from a chunk's place the path of its array and its coordinates.
 
@@ -334,120 +235,3 @@ def _place_of(getter: ByteGetter, ndim: int) -> tuple[str, tuple[int, ...]]:
             "encoding, which levels need"
         )
     return found[1] or "", numbers
-
-
-async def _read_selected(
-    source: Source,
-    level: int,
-    position: tuple[int, ...],
-    selection: tuple[Any, ...],
-    spec: ArraySpec,
-    gate: asyncio.Semaphore,
-) -> np.ndarray | None:
-    """Decode what is selected of the level of an object; None where the object is missing."""
-    layout = source.layout
-    if layout.index is None:
-        async with gate:
-            data = await source.fetch(position, 0, None)
-        if data is None:
-            return None
-        voxels = await asyncio.to_thread(_decode, layout, level, position, data)
-        return np.array(voxels[selection])
-    cells = level_shape(layout.chunk_shape, level)
-    touched = _touched(selection, cells, layout.index.grid_shape)
-    streams = await _fetch_streams(source, position, touched, gate)
-    if streams is None:
-        return None
-    # What is neither selected nor beside it is never touched, and takes no memory.
-    joined = np.empty(spec.shape, dtype=layout.dtype)
-
-    async def fill(local: tuple[int, ...], data: bytes | None) -> None:
-        place = tuple(slice(i * n, (i + 1) * n) for i, n in zip(local, cells, strict=True))
-        if data is None:
-            joined[place] = spec.fill_value
-            return
-        coordinates = inner_coordinates(layout, position, local)
-        joined[place] = await asyncio.to_thread(_decode, layout, level, coordinates, data)
-
-    await asyncio.gather(*itertools.starmap(fill, streams.items()))
-    return np.array(joined[selection])
-
-
-def _touched(
-    selection: tuple[Any, ...], cells: tuple[int, ...], grid: tuple[int, ...]
-) -> list[tuple[int, ...]]:
-    """List the chunks of a shard that hold any of a selection."""
-    flags = np.zeros(grid, dtype=bool)
-    parts = tuple(
-        slice(part.start // n, -(-part.stop // n)) if isinstance(part, slice) else part // n
-        for part, n in zip(selection, cells, strict=True)
-    )
-    flags[parts] = True
-    return [tuple(place) for place in np.argwhere(flags).tolist()]
-
-
-async def _fetch_streams(
-    source: Source,
-    position: tuple[int, ...],
-    wanted: Sequence[tuple[int, ...]],
-    gate: asyncio.Semaphore,
-) -> dict[tuple[int, ...], bytes | None] | None:
-    """Fetch streams of a shard: its index and their ranges, or all of it where all are wanted.
-
-    Returns
-    -------
-    dict of (local coordinates to bytes, None where missing), or None
-        None where the shard is missing.
-    """
-    index = source.layout.index
-    assert index is not None
-
-    async def fetch(start: int, stop: int | None) -> bytes | None:
-        async with gate:
-            return await source.fetch(position, start, stop)
-
-    whole = None
-    if len(wanted) == int(np.prod(index.grid_shape)):
-        whole = head = await fetch(0, None)
-        if whole is not None:
-            head = whole[: index.size_bytes] if index.at_start else whole[-index.size_bytes :]
-    else:
-        head = await fetch(*((0, index.size_bytes) if index.at_start else (-index.size_bytes, 0)))
-    if head is None:
-        return None
-    with naming(f"shard {position} of {source.layout.name}"):
-        places = {local: (first, first + n) for local, first, n in index.read(head)}
-
-    async def stream(local: tuple[int, ...]) -> bytes | None:
-        if local not in places:
-            return None
-        start, stop = places[local]
-        return await fetch(start, stop) if whole is None else whole[start:stop]
-
-    return dict(zip(wanted, await asyncio.gather(*map(stream, wanted)), strict=True))
-
-
-def _decode(
-    layout: ArrayLayout, level: int, coordinates: tuple[int, ...], data: bytes
-) -> np.ndarray:
-    """Decode a level of the chunk at some coordinates of the grid of (inner) chunks."""
-    from tinc_codec.codec import decode_level
-
-    extent = [
-        max(1, min(n - i * c, c))
-        for n, i, c in zip(layout.shape, coordinates, layout.chunk_shape, strict=True)
-    ]
-    stream = data[: len(data) - layout.trailing_bytes]
-    with naming(f"chunk {coordinates} of {layout.name}"):
-        voxels = decode_level(stream, level, extent)
-        _check_decoded(voxels, level, layout)
-    return voxels
-
-
-def _check_decoded(voxels: np.ndarray, level: int, layout: ArrayLayout) -> None:
-    expected = level_shape(layout.chunk_shape, level)
-    if voxels.shape != expected or not np.can_cast(voxels.dtype, layout.dtype, "equiv"):
-        raise CorruptStreamError(
-            f"its level {level} has shape {voxels.shape} and dtype {voxels.dtype}, but those of "
-            f"the array's chunks have {expected} and {layout.dtype}"
-        )

@@ -29,7 +29,8 @@ except ImportError as error:
         "levels need zarr 3.1 or later, whose v3 format they are stored in"
     ) from error
 
-from tinc_codec.levels.codec import NAME, Source, TINCLevelCodec
+from tinc_codec.levels.codec import NAME, TINCLevelCodec
+from tinc_codec.levels.source import Source
 
 _OME_VERSION = "0.5"
 _AXES = ("t", "c", "z", "y", "x")
@@ -115,14 +116,7 @@ def add_levels(group: Any, n: int, *, storage_options: dict[str, Any] | None = N
     FileNotFoundError
         If there is nothing.
     """
-    given = group
-    if not isinstance(group, zarr.Group):
-        group = zarr.open_group(
-            group, mode="r+", storage_options=storage_options, use_consolidated=False
-        )
-    elif not group.read_only:
-        # Consolidated metadata may be older than what is there.
-        group = zarr.open_group(group.store_path, mode="r+", use_consolidated=False)
+    given, group = group, _open_anew(group, storage_options)
     if type(n) is not int or n < 0:
         raise ConfigError(f"n={n!r} is not an integer of 0 or more")
     if group.metadata.zarr_format != 3:
@@ -137,22 +131,27 @@ def add_levels(group: Any, n: int, *, storage_options: dict[str, Any] | None = N
     check_level(source, n)
     paths = [first, *(_level_path(first, level) for level in range(1, n + 1))]
     attributes["ome"] = _multiscales(attributes.get("ome"), source, paths, group.name)
-    documents: dict[str, Any] = {}
-    # OME-Zarr 0.5 wants the names of the axes with every array.
-    names = [axis["name"] for axis in attributes["ome"]["multiscales"][0]["axes"]]
-    if source.array.metadata.dimension_names is None:
-        documents[first] = {**source.array.metadata.to_dict(), "dimension_names": names}
-    for level, path in enumerate(paths[1:], start=1):
-        relative = posixpath.relpath("/" + first, "/" + path)
-        document = _level_metadata(source, level, relative)
-        documents[path] = {**document, "dimension_names": document.get("dimension_names") or names}
+    for path in paths[1:]:
         _check_vacant(group, path)
-    for path in _stale_levels(group, first, n):
-        documents[path] = None
-    _write(group, documents, attributes)
+    axes = [axis["name"] for axis in attributes["ome"]["multiscales"][0]["axes"]]
+    documents = _documents(source, paths, axes)
+    stale = dict.fromkeys(_stale_levels(group, first, n))
+    _write(group, {**documents, **stale}, attributes)
     if isinstance(given, zarr.Group):
         given.metadata.attributes.update(attributes)
     return paths
+
+
+def _open_anew(group: Any, storage_options: dict[str, Any] | None) -> Any:
+    """Open a group for writing; one that is open is opened again, unless it is read-only."""
+    if not isinstance(group, zarr.Group):
+        return zarr.open_group(
+            group, mode="r+", storage_options=storage_options, use_consolidated=False
+        )
+    if group.read_only:
+        return group
+    # Consolidated metadata may be older than what is there.
+    return zarr.open_group(group.store_path, mode="r+", use_consolidated=False)
 
 
 def check_level(source: Source, level: int) -> None:
@@ -174,6 +173,19 @@ def check_level(source: Source, level: int) -> None:
             f"the last {len(sizes)} axes; chunks of {chunks} allow "
             f"{f'levels 1 to {most}' if most else 'none'}"
         )
+
+
+def _documents(source: Source, paths: Sequence[str], axes: list[str]) -> dict[str, Any]:
+    """Make the metadata of the arrays that are to be written, by path; level 0's path is first."""
+    documents: dict[str, Any] = {}
+    # OME-Zarr 0.5 wants the names of the axes with every array.
+    if source.array.metadata.dimension_names is None:
+        documents[paths[0]] = {**source.array.metadata.to_dict(), "dimension_names": axes}
+    for level, path in enumerate(paths[1:], start=1):
+        relative = posixpath.relpath("/" + paths[0], "/" + path)
+        document = _level_metadata(source, level, relative)
+        documents[path] = {**document, "dimension_names": document.get("dimension_names") or axes}
+    return documents
 
 
 def _level_metadata(source: Source, level: int, path: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from tinc_codec.inspection.access import (
     store_access,
 )
 from tinc_codec.inspection.layout import ArrayLayout, array_layout
-from tinc_codec.model.region import OpenChunk, render_region
+from tinc_codec.model.opened import OpenChunk
+from tinc_codec.model.region import render_region
 from tinc_codec.volume.chunk import value_mapping
 
 _SPATIAL_NDIM = 3

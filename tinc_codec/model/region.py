@@ -1,25 +1,17 @@
-"""A chunk's sections -> the voxels of a box, bit for bit those that the whole chunk has there.
+"""An opened chunk -> the voxels of a box, bit for bit those that the whole chunk has there."""
 
-What a box cannot do without, the decoded symbols of all sections, is kept for recently used chunks.
-"""
-
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinc_codec.bitstream.header import Header
-from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import ConfigError
 from tinc_codec.model.evaluate import store_values
-from tinc_codec.model.render import Tree, read_model
+from tinc_codec.model.opened import OpenChunk
+from tinc_codec.model.render import Tree
 from tinc_codec.model.wavelet import Ranges, inverse_region
 from tinc_codec.volume.chunk import (
     SPATIAL_NDIM,
@@ -29,170 +21,13 @@ from tinc_codec.volume.chunk import (
     finish,
     valid_view,
 )
-from tinc_codec.volume.mask import decode_classes
 
 if TYPE_CHECKING:
-    from tinc_codec.model.postfilter import PostFilter
     from tinc_codec.quantise.corrections import Corrections
 
-CACHE_BYTES = 64 << 20
-"""Memory that opened chunks may keep: eight of 128^3 voxels with features."""
+__all__ = ["check_region", "render_region"]
 
 _VOXELS_PER_THREAD = 1 << 16
-
-
-@dataclass(frozen=True, eq=False)
-class OpenChunk:
-    """A chunk whose sections are decoded, ready to give any of its voxels; it is never changed.
-
-    Attributes
-    ----------
-    info : ChunkInfo
-    tree : Tree or None
-    coefficients : ndarray of float32 or None
-        Of the features, shape (B, z, y, x) as in `model.wavelet`.
-    postfilter : PostFilter or None
-    corrections : Corrections or None
-    classes : ndarray of uint8 or None
-        Shape `info.valid_extent`.
-    """
-
-    info: ChunkInfo
-    tree: Tree | None
-    coefficients: np.ndarray | None
-    postfilter: "PostFilter | None"
-    corrections: "Corrections | None"
-    classes: np.ndarray | None
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory of the decoded sections in bytes."""
-        found = [self.coefficients, self.classes]
-        if self.tree is not None:
-            found.append(self.tree.parameters)
-        if self.corrections is not None:
-            c = self.corrections
-            found += [c.positions, c.multiples, c.absolutes]
-        if self.postfilter is not None:
-            found.append(self.postfilter.parameters)
-        return sum(array.nbytes for array in found if array is not None)
-
-
-def open_sections(header: Header) -> OpenChunk:
-    """Decode all sections of a stream.
-
-    Parameters
-    ----------
-    header : Header
-        From `bitstream.header.read_stream`.
-
-    Raises
-    ------
-    FormatError
-        If a section is damaged.
-    """
-    info, classes, coefficients = header.info, None, None
-    if Section.MASK in header.sections:
-        classes = decode_classes(header.sections[Section.MASK], info.valid_extent)
-    model = read_model(header)
-    if model is None:
-        return OpenChunk(info, None, None, None, None, classes)
-    if model.features is not None:
-        from tinc_codec.model.features import coefficients_of
-
-        coefficients = coefficients_of(model.features)
-    return OpenChunk(info, model.tree, coefficients, model.postfilter, model.corrections, classes)
-
-
-class _Sized(Protocol):
-    @property
-    def size_bytes(self) -> int: ...
-
-
-_Kept = TypeVar("_Kept", bound=_Sized)
-
-
-class ChunkCache:
-    """The most recently used opened chunks, found by the bytes of their streams; thread-safe.
-
-    Attributes
-    ----------
-    size_bytes : int
-        What the chunks and their streams take together.
-    """
-
-    def __init__(self) -> None:
-        self.size_bytes = 0
-        self._chunks: OrderedDict[bytes, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def open(self, stream: bytes, header: Header, limit_bytes: int = CACHE_BYTES) -> OpenChunk:
-        """Return the chunk of a stream, opened now or before.
-
-        Parameters
-        ----------
-        stream : bytes
-            The whole stream: equal bytes are one chunk, so that nothing can be mistaken.
-        header : Header
-            What `read_stream` made of it.
-        limit_bytes : int
-            How large the cache may be afterwards; a chunk that is larger is not kept.
-
-        Raises
-        ------
-        FormatError
-            If a section is damaged.
-        """
-        return self.keep(stream, partial(open_sections, header), limit_bytes)
-
-    def keep(self, key: bytes, make: Callable[[], _Kept], limit_bytes: int = CACHE_BYTES) -> _Kept:
-        """Return what was made for a key, now or before.
-
-        Parameters
-        ----------
-        key : bytes
-            Tells everything that what is made depends on.
-        make : callable
-            Makes it: an object that is never changed, with its memory as `size_bytes`.
-        limit_bytes : int
-            As for `open`.
-        """
-        with self._lock:
-            kept = self._chunks.get(key)
-            if kept is not None:
-                self._chunks.move_to_end(key)
-                return kept
-        # Not under the lock: two threads may make one thing twice, none waits for another's.
-        made = make()
-        n_bytes = made.size_bytes + len(key)
-        with self._lock:
-            if n_bytes <= limit_bytes and key not in self._chunks:
-                self._chunks[key] = made
-                self.size_bytes += n_bytes
-            while self.size_bytes > limit_bytes:
-                oldest, dropped = self._chunks.popitem(last=False)
-                self.size_bytes -= dropped.size_bytes + len(oldest)
-        return made
-
-    def clear(self) -> None:
-        """Forget all chunks."""
-        with self._lock:
-            self._chunks.clear()
-            self.size_bytes = 0
-
-    def after_fork(self) -> None:
-        """Take a new lock: a thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
-
-
-CACHE = ChunkCache()
-"""The chunks that this process has opened."""
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=CACHE.after_fork)
 
 
 def check_region(region: Sequence[slice], shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -253,11 +88,15 @@ def render_region(chunk: OpenChunk, region: Sequence[slice], threads: int) -> np
         slice(part.start, part.start + n) for part, n in zip(region, box.valid_extent, strict=True)
     )
     classes = None if chunk.classes is None else chunk.classes[valid]
-    if chunk.tree is None and chunk.coefficients is None:
+    if chunk.is_constant:
         fill_constant(out, box)
         return finish(out, box, classes)
     view = valid_view(out, box)
     volumes, ranges = _place(info, valid)
+    if chunk.voxels is not None:
+        z, y, x = (slice(*bounds) for bounds in ranges)
+        view[...] = chunk.voxels[volumes, z, y, x]
+        return finish(out, box, classes, view)
     store_values(_filtered(chunk, volumes, ranges, threads), box, view, threads)
     if chunk.corrections is not None:
         from tinc_codec.quantise.corrections import apply_corrections

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinc_codec.metrics import measure
+from tinc_codec.inspection.quality import log10_span
+from tinc_codec.metrics import Quality, measure
 
 __all__ = ["Comparison", "ErrorBins", "compare"]
 
@@ -61,7 +62,7 @@ class Comparison:
     n_misplaced : int
         Voxels of which one is not finite and the other is not the same.
     span : float
-        Range of the valid extent, the peak of `psnr`.
+        Range of the valid extent, the peak of `psnr`; inf beyond float64.
     psnr : float
         Of the valid extent, in dB.
     max_error : float
@@ -98,14 +99,14 @@ def compare(original: np.ndarray, decoded: np.ndarray, valid_extent: tuple[int, 
     n_finite = original.size if finite is None else int(np.count_nonzero(finite))
     inside = tuple(map(slice, valid_extent))
     x, y, valid = original[inside], decoded[inside], None if finite is None else finite[inside]
-    span, quality, n_measured = _span(*_extremes(x, valid)), measure(x, y, valid), x.size
+    limits, quality, n_measured = _extremes(x, valid), measure(x, y, valid), x.size
     if valid is not None:
         n_measured = int(np.count_nonzero(valid))
     if x.size < original.size:
         # The padding is exact, but for a header that does not belong to this source.
         whole = measure(original, decoded, finite)
         if whole.max_error > quality.max_error:
-            span, quality, n_measured = _span(low, high), whole, n_finite
+            limits, quality, n_measured = (low, high), whole, n_finite
     return Comparison(
         n_finite=n_finite,
         value_min=low,
@@ -113,21 +114,24 @@ def compare(original: np.ndarray, decoded: np.ndarray, valid_extent: tuple[int, 
         decoded_min=decoded_low,
         decoded_max=decoded_high,
         n_misplaced=0 if finite is None else _count_misplaced(original, decoded, finite),
-        span=span,
+        span=0.0 if math.isnan(limits[0]) else limits[1] - limits[0],
         psnr=quality.psnr,
         max_error=quality.max_error,
-        log_mse=_log_mse(quality.psnr, span, n_measured, n_finite, quality.max_error),
+        log_mse=_log_mse(quality, limits, n_measured, n_finite),
     )
 
 
-def _log_mse(psnr: float, span: float, n_measured: int, n_finite: int, max_error: float) -> float:
+def _log_mse(
+    quality: Quality, limits: tuple[float, float], n_measured: int, n_finite: int
+) -> float:
     """Give log10 of the mean squared error of `n_finite` voxels, all but `n_measured` exact."""
+    psnr, max_error = quality
     if max_error == 0:
         return -math.inf
     if not math.isfinite(psnr):
         # No range to be relative to, or an unbounded error: the most that it can be.
         return 2 * math.log10(max_error) if max_error < math.inf else math.inf
-    return 2 * math.log10(span) - psnr / 10 + math.log10(n_measured / n_finite)
+    return 2 * log10_span(*limits) - psnr / 10 + math.log10(n_measured / n_finite)
 
 
 def _extremes(values: np.ndarray, finite: np.ndarray | None) -> tuple[float, float]:
@@ -141,10 +145,6 @@ def _extremes(values: np.ndarray, finite: np.ndarray | None) -> tuple[float, flo
         float(values.min(where=finite, initial=limit)),
         float(values.max(where=finite, initial=-limit)),
     )
-
-
-def _span(low: float, high: float) -> float:
-    return 0.0 if math.isnan(low) else high - low
 
 
 def _count_misplaced(original: np.ndarray, decoded: np.ndarray, finite: np.ndarray) -> int:

@@ -117,10 +117,7 @@ def compress(
     params = _params(codec, ratio=ratio, psnr=psnr, max_error=max_error, effort=effort, model=model)
     _check_workers(workers)
     _check_zarr()
-    if isinstance(src, Volume):
-        volume = src
-    else:
-        volume = open_source(src, variable=variable, storage_options=source_options)
+    volume = open_source(src, variable=variable, storage_options=source_options)
     shape = tuple(map(int, volume.array.shape))
     dtype = np.dtype(volume.array.dtype)
     check_supported(dtype, shape)
@@ -156,31 +153,13 @@ def compress(
             _follow(meter, outcomes, report)
         elif report is not None:
             report(meter.progress())
-        complete = meter.n_failed == 0
-        if complete:
+        if meter.n_failed == 0:
             destination.finish()
-    return Summary(
+    return meter.summary(
         source=volume.info.name if not isinstance(src, (str, os.PathLike)) else os.fspath(src),
         destination=str(address),
-        shape=target.shape,
-        chunks=target.chunks,
-        shards=target.shards,
-        dtype=np.dtype(target.dtype).name,
-        complete=complete,
-        n_chunks=math.prod(target.grid_shape),
-        n_done=meter.n_done,
-        n_skipped=meter.n_skipped,
-        n_failed=meter.n_failed,
         n_damaged=n_damaged,
-        failures=tuple(meter.failures),
-        raw_bytes=meter.raw_bytes,
-        stored_bytes=meter.stored_bytes,
-        psnr=meter.psnr,
-        psnr_min=meter.psnr_min,
-        max_error=meter.max_error,
         seconds=time.monotonic() - started,
-        encode_seconds=meter.encode_seconds,
-        worker_deaths=meter.worker_deaths,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from tinc_codec import config
 from tinc_codec.codec import decode_chunk, encode_chunk
 from tinc_codec.errors import ConfigError, TargetError
+from tinc_codec.inspection.quality import PooledQuality
 from tinc_codec.params import EncodingParams
 from tinc_codec.pipeline.comparison import compare
 from tinc_codec.pipeline.sources import open_source
@@ -213,7 +214,7 @@ def plan(
         if value is not None and value < 1:
             raise ConfigError(f"{field}={value!r} is not an integer >= 1")
     settings = [EncodingParams(ratio=ratio, effort=effort, model=model) for ratio in ratios]
-    volume = src if isinstance(src, Volume) else open_source(src, variable=variable)
+    volume = open_source(src, variable=variable)
     shape, dtype = tuple(volume.array.shape), np.dtype(volume.array.dtype)
     target = choose_layout(
         shape, dtype, settings[0], chunks=chunks, shards=None, levels=None, zarr_format=3
@@ -300,18 +301,13 @@ def _extrapolate(
     if not made:
         return PlanRow(ratio=params.ratio, refused=refused)
     share = n_voxels / sum(fit.n_voxels for fit in made)
-    low, high = value_range
-    n_finite = sum(fit.n_finite for fit in made)
-    largest = max(fit.log_mse for fit in made)
-    psnr = math.nan if not n_finite else -largest
-    if n_finite and math.isfinite(largest):
-        total = sum(fit.n_finite * 10 ** (fit.log_mse - largest) for fit in made)
-        # The span may exceed the largest float64; its half cannot.
-        log_span = math.log10(2) + math.log10(high / 2 - low / 2)
-        psnr = 20 * log_span - 10 * (largest + math.log10(total / n_finite))
+    quality = PooledQuality()
+    quality.widen(*value_range)
+    for fit in made:
+        quality.add(fit.n_finite, fit.log_mse)
     return PlanRow(
         ratio=params.ratio,
-        psnr=psnr,
+        psnr=quality.psnr,
         psnr_min=min(fit.psnr for fit in made),
         max_error=max(fit.max_error for fit in made),
         encode_s=share * sum(fit.seconds for fit in made) / workers,
@@ -383,4 +379,6 @@ def _warm_up(voxels: np.ndarray, params: EncodingParams) -> None:
     small = (100 + 20 * wave).astype(voxels.dtype)
     # Trees of the higher efforts take minutes, beside which nothing of this shows.
     model, effort = ("tree", 0) if params.model == "tree" else ("features", min(params.effort, 6))
-    decode_chunk(encode_chunk(small, EncodingParams(ratio=2, effort=effort, model=model)))
+    models = {"auto": [model, "lattice"], "lattice": ["lattice"]}.get(params.model, [model])
+    for name in models:
+        decode_chunk(encode_chunk(small, EncodingParams(ratio=2, effort=effort, model=name)))

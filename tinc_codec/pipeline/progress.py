@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from tinc_codec.inspection.quality import PooledQuality, decibel_text
 from tinc_codec.inspection.report import ChunkReport
 from tinc_codec.pipeline.target import Position, Target
 from tinc_codec.pipeline.tasks import Outcome
@@ -164,8 +167,7 @@ class Meter:
         self._finished_voxels = self._made_voxels = self._failed_voxels = 0
         self.stored_bytes = 0
         self.encode_seconds = 0.0
-        self._low, self._high = math.inf, -math.inf
-        self._squares, self._counted = 0.0, 0
+        self._quality = PooledQuality()
         self.psnr_min = self.max_error = math.nan
 
     def start(self) -> None:
@@ -198,17 +200,7 @@ class Meter:
         self._finished_voxels += self._target.n_voxels(position)
         self.stored_bytes += size_bytes
         for chunk in chunks:
-            self._counted += chunk.valid_voxels + chunk.padding_voxels
-            if chunk.valid_voxels:
-                self._low = min(self._low, chunk.value_min)
-                self._high = max(self._high, chunk.value_max)
-            if chunk.padding_voxels:
-                self._low = min(self._low, chunk.pad_value)
-                self._high = max(self._high, chunk.pad_value)
-            if not chunk.constant and chunk.psnr < math.inf:
-                # A float64 span may be too wide to be squared: the PSNR is NaN then.
-                span = chunk.value_max - chunk.value_min
-                self._squares += chunk.valid_voxels * span * span * 10 ** (-chunk.psnr / 10)
+            chunk.add_to(self._quality)
             if not math.isnan(chunk.psnr):
                 self.psnr_min = min(chunk.psnr, _or(self.psnr_min, math.inf))
                 self.max_error = max(chunk.max_error, _or(self.max_error, 0.0))
@@ -216,14 +208,7 @@ class Meter:
     @property
     def psnr(self) -> float:
         """PSNR in dB of what is there, as one volume."""
-        if not self._counted or self._high < self._low:
-            return math.nan
-        if self._squares == 0:
-            return math.inf
-        span, mse = self._high - self._low, self._squares / self._counted
-        if not (math.isfinite(mse) and 0 < span < math.inf):
-            return math.nan
-        return 20 * math.log10(span) - 10 * math.log10(mse)
+        return self._quality.psnr
 
     @property
     def raw_bytes(self) -> int:
@@ -249,6 +234,33 @@ class Meter:
             seconds=seconds,
             voxels_per_second=rate,
             remaining_seconds=left / rate if left else 0.0,
+        )
+
+    def summary(self, *, source: str, destination: str, n_damaged: int, seconds: float) -> Summary:
+        """Return what the run has done, with what is not counted here; see `Summary`."""
+        target = self._target
+        return Summary(
+            source=source,
+            destination=destination,
+            shape=target.shape,
+            chunks=target.chunks,
+            shards=target.shards,
+            dtype=np.dtype(target.dtype).name,
+            complete=self.n_failed == 0,
+            n_chunks=self._n_chunks,
+            n_done=self.n_done,
+            n_skipped=self.n_skipped,
+            n_failed=self.n_failed,
+            n_damaged=n_damaged,
+            failures=tuple(self.failures),
+            raw_bytes=self.raw_bytes,
+            stored_bytes=self.stored_bytes,
+            psnr=self.psnr,
+            psnr_min=self.psnr_min,
+            max_error=self.max_error,
+            seconds=seconds,
+            encode_seconds=self.encode_seconds,
+            worker_deaths=self.worker_deaths,
         )
 
 
@@ -315,8 +327,8 @@ def _text(progress: Progress) -> str:
     if progress.stored_bytes:
         parts.append(f"ratio {progress.ratio:.1f}")
     if not math.isnan(progress.psnr):
-        exact = progress.psnr == math.inf
-        parts.append("exact" if exact else f"PSNR {progress.psnr:.2f} dB")
+        exact = "" if progress.psnr == math.inf else "PSNR "
+        parts.append(f"{exact}{decibel_text(progress.psnr)}")
     if not math.isnan(progress.remaining_seconds):
         parts.append(f"{_duration(progress.remaining_seconds)} left")
     return "  ".join(parts)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinc_codec.inspection.quality import PooledQuality
 from tinc_codec.pipeline.checks import Breach, ChunkCheck
 from tinc_codec.pipeline.comparison import ErrorBins
 
@@ -138,19 +139,11 @@ class Verification:
 
         inf where all are exact, NaN where there is no finite voxel.
         """
-        found = [chunk for chunk in self.chunks if chunk.n_finite]
-        if not found:
-            return math.nan
-        largest = max(chunk.log_mse for chunk in found)
-        if math.isinf(largest):
-            return -largest
-        # Relative to the largest: squares of float64 values may overflow or vanish.
-        total = sum(chunk.n_finite * 10 ** (chunk.log_mse - largest) for chunk in found)
-        log_mse = largest + math.log10(total / sum(chunk.n_finite for chunk in found))
-        low, high = self.value_range
-        # The span may exceed the largest float64; its half cannot.
-        half = high / 2 - low / 2
-        return 20 * math.log10(2 * half) - 10 * log_mse if half else -math.inf
+        quality = PooledQuality()
+        quality.widen(*self.value_range)
+        for chunk in self.chunks:
+            quality.add(chunk.n_finite, chunk.log_mse)
+        return quality.psnr
 
     @property
     def psnr_min(self) -> float:

@@ -30,7 +30,7 @@ from tinc_codec.pipeline.checks import (
 from tinc_codec.pipeline.comparison import ErrorBins
 from tinc_codec.pipeline.sources import open_source
 from tinc_codec.pipeline.verification import Verification
-from tinc_codec.pipeline.volumes import LazyArray, Volume
+from tinc_codec.pipeline.volumes import LazyArray
 
 __all__ = ["Verification", "verify"]
 
@@ -92,7 +92,7 @@ def verify(
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers!r} is not an integer >= 1")
-    volume = src if isinstance(src, Volume) else open_source(src, variable=variable)
+    volume = open_source(src, variable=variable)
     stored = StoredArray(open_stored(dst, storage_options))
     layout = stored.layout
     array_breaches = tuple(_array_breaches(volume.array, stored))

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinc_codec.codec import decode_chunk, encode_chunk
 from tinc_codec.errors import TargetError
+from tinc_codec.inspection.quality import log10_span
 from tinc_codec.metrics import measure
 from tinc_codec.params import MAX_RATIO, EncodingParams
 from tinc_codec.pipeline.checks import ChunkCheck
@@ -109,7 +110,7 @@ def compare_peers(
     stored = max(values.shape) <= _MAX_EDGE
     if stored:
         # Over all of these voxels, as the peers are measured: `psnr` leaves out padding.
-        psnr = 20 * math.log10(chunk.value_max - chunk.value_min) - 10 * chunk.log_mse
+        psnr = 20 * log10_span(chunk.value_min, chunk.value_max) - 10 * chunk.log_mse
         ours = PeerPoint(OURS, chunk.size_bytes, chunk.size_bytes, psnr, chunk.max_error)
     else:
         values = values[tuple(map(_middle, values.shape))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from tinc_codec.inspection import quality
 from tinc_codec.pipeline.verification import Verification
 from tinc_codec.pipeline.volumes import VolumeInfo
 
@@ -77,7 +78,7 @@ def decibel_text(psnr: float) -> str:
     """Write a PSNR."""
     if math.isnan(psnr):
         return "–"
-    return "exact" if psnr == math.inf else f"{psnr:.2f} dB"
+    return quality.decibel_text(psnr)
 
 
 def size_text(count: float) -> str:

@@ -24,7 +24,7 @@ from tinc_codec.pipeline.verification import Verification
 from tinc_codec.pipeline.verify import verify
 from tinc_codec.pipeline.volumes import LazyArray, Volume
 from tinc_codec.report import figures
-from tinc_codec.report.comparison import compare_peers
+from tinc_codec.report.comparison import PeerReport, compare_peers
 from tinc_codec.report.elements import Figure
 from tinc_codec.report.page import PageContent, render_page
 from tinc_codec.report.planes import Plane, ReadableArray, read_planes
@@ -88,7 +88,7 @@ def write_report(
     path = Path(path)
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
-    volume = src if isinstance(src, Volume) else open_source(src, variable=variable)
+    volume = open_source(src, variable=variable)
     array = open_stored(dst, storage_options)
     found = verify(
         volume,
@@ -142,17 +142,6 @@ def _gather(
                 for i, c, n in zip(worst.coordinates, found.chunk_shape, found.shape, strict=True)
             )
             worst_planes = _plane_figures(volume, readable, box, unit)
-    peers_plot = None
-    if compared is not None:
-        drawn = [curve for curve in compared.curves if curve.points]
-        ratio = compared.raw_bytes / compared.asked_bytes
-        figure = figures.peers_figure(drawn, compared.raw_bytes, ratio)
-        peers_plot = Figure(
-            figures.data_uri(figure, "svg"),
-            f"PSNR against ratio for {', '.join(curve.name for curve in drawn)}.",
-            f"The same voxels at other sizes. TINC's other points: effort {compared.effort}. "
-            "The dashed line is the size of the table.",
-        )
     content = PageContent(
         source=src if isinstance(src, str) else _name_of(src, info.name),
         info=info,
@@ -163,7 +152,7 @@ def _gather(
         histogram=_histogram(found, unit),
         chunk_map=_chunk_map(found, info.axes),
         peers=compared,
-        peers_plot=peers_plot,
+        peers_plot=None if compared is None else _peers_plot(compared),
         peers_note=(
             "Every chunk is constant, exact or damaged: there is nothing to compare."
             if peers
@@ -277,6 +266,18 @@ def _chunk_map(found: Verification, axes: tuple[str, ...]) -> Figure | None:
         "Each cell is the worst of the chunks behind it along the axis named; those that are exact "
         "have the brightest colour, damaged ones are grey.",
         width=min(1.0, figure.get_figwidth() / figures.PAGE_WIDTH),
+    )
+
+
+def _peers_plot(compared: PeerReport) -> Figure:
+    drawn = [curve for curve in compared.curves if curve.points]
+    ratio = compared.raw_bytes / compared.asked_bytes
+    figure = figures.peers_figure(drawn, compared.raw_bytes, ratio)
+    return Figure(
+        figures.data_uri(figure, "svg"),
+        f"PSNR against ratio for {', '.join(curve.name for curve in drawn)}.",
+        f"The same voxels at other sizes. TINC's other points: effort {compared.effort}. "
+        "The dashed line is the size of the table.",
     )
 
 

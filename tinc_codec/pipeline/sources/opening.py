@@ -45,10 +45,10 @@ def open_source(
 
     Parameters
     ----------
-    src : str, path or array
+    src : str, path, array or Volume
         A file (NumPy `.npy` or `.npz`, NIfTI, TIFF, HDF5 or NetCDF), a Zarr array or group, a
         folder of TIFF files, or an fsspec URL of one of them (s3://, https://, memory://); or an
-        array: NumPy, Dask, xarray.DataArray, Zarr.
+        array: NumPy, Dask, xarray.DataArray, Zarr. A Volume is given back as it is.
     variable : str, optional
         Which array of a file or a group is meant, where there are several.
     storage_options : mapping, optional
@@ -71,6 +71,8 @@ def open_source(
     UnsupportedDataError
         If the codec does not store such arrays.
     """
+    if isinstance(src, Volume):
+        return src
     if not isinstance(src, (str, os.PathLike)):
         return _open_object(src, variable)
     location = os.fspath(src)
