@@ -29,7 +29,7 @@ from benchmarks import records, volumes
 from benchmarks.partial import median_ms
 from tests.servers import S3, s3_server
 from tinc_codec import TINC, open_level
-from tinc_codec.model.region import CACHE
+from tinc_codec.model.opened import CACHE
 
 Part = tuple[slice, ...]
 Row = dict[str, Any]

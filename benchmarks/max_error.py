@@ -28,7 +28,7 @@ from benchmarks.tables import Cell, Grid, to_markdown, to_rich, with_minus
 
 FRACTIONS = (5e-2, 2e-2, 1e-2, 5e-3, 2e-3, 1e-3)
 UNITS = (1.0, 2.0, 4.0)
-SETTINGS = ("features:0", "auto:4")
+SETTINGS = ("features:0", "lattice:0", "auto:4")
 KEY = ("volume", "bound", "codec")
 
 

@@ -22,7 +22,7 @@ import zarr
 from benchmarks import records, volumes
 from tinc_codec import TINC, config
 from tinc_codec.codec import decode_chunk, decode_region, encode_chunk
-from tinc_codec.model.region import CACHE
+from tinc_codec.model.opened import CACHE
 from tinc_codec.params import EncodingParams
 
 MODELS = ("tree", "features")

@@ -36,8 +36,8 @@ from tinc_codec.metrics import measure
 from tinc_codec.params import EncodingParams
 
 RATIOS = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
-MODELS = ("features", "tree", "auto")
-SETTINGS = ("features:0", "tree:4", "auto:4", "auto:9")
+MODELS = ("features", "lattice", "tree", "auto")
+SETTINGS = ("features:0", "lattice:0", "tree:4", "auto:4", "auto:9")
 REFERENCES = ("HEVC", "SPERR")
 KEY = ("volume", "ratio", "codec")
 SPEED_RATIO = 64.0

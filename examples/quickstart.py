@@ -46,7 +46,7 @@ def main(directory: Path) -> None:
     )
     old[:] = volume
 
-    # Reading needs neither the codec nor an import of tinc_codec.
+    # Reading needs no import of tinc_codec, only that it is installed.
     for name in ("v3.zarr", "v2.zarr"):
         decoded = da.from_zarr(directory / name).compute()
         print(

@@ -44,7 +44,7 @@ def main(directory: Path) -> None:
     path = directory / "dataset.zarr"
     recorded.to_zarr(path, encoding=encoding, zarr_format=3, consolidated=False, mode="w")
 
-    # Reading needs neither the codec nor an import of tinc_codec.
+    # Reading needs no import of tinc_codec, only that it is installed.
     with xr.open_zarr(path, consolidated=False) as opened:
         for name in ("scan", "field", "labels"):
             original, decoded = dataset[name].values, opened[name].values

@@ -57,6 +57,9 @@ FILTERED = bytes.fromhex(
     "54494e43 01 02 00 01 02 04 05 03 fe 00002042 00002040"
     "03 03 02 04 03 05 01 bbbb cccccc dd 9bc982c9"
 )
+LATTICE = bytes.fromhex(
+    "54494e43 01 03 04 08 01 05 000080bf 00000040 0000c841 cdcccc3d 02 01 02 06 01 0408 7f 703cbb7f"
+)
 
 
 def signed(content: bytes | bytearray) -> bytes:
@@ -131,8 +134,17 @@ GOLDEN = {
             },
         ),
     ),
+    "lattice": (
+        LATTICE,
+        Header(
+            info_of("<f4", (5,), -1, 2),
+            25.0,
+            float(np.float32(0.1)),
+            {Section.MASK: b"\x04\x08", Section.LATTICE: b"\x7f"},
+        ),
+    ),
 }
-MINORS = {"all models": 1, "filtered": 2}
+MINORS = {"all models": 1, "filtered": 2, "lattice": 3}
 
 
 def lowest_minor(header: Header) -> int:
@@ -147,6 +159,10 @@ def headers(draw: st.DrawFn) -> Header:
         return header
     sections = dict(header.sections)
     body = sections[Section.TREE]
+    if draw(st.booleans()):
+        del sections[Section.TREE]
+        sections[int(Section.LATTICE)] = body
+        return dataclasses.replace(header, sections=sections)
     models = draw(
         st.sampled_from([[Section.TREE], [Section.FEATURES], [Section.TREE, Section.FEATURES]])
     )
@@ -190,6 +206,7 @@ def test_dtype_codes_are_for_ever():
         "FEATURES": 3,
         "CORRECTIONS": 4,
         "POSTFILTER": 5,
+        "LATTICE": 6,
     }
     assert {section.name: minor for section, minor in SINCE_MINOR.items()} == {
         "MASK": 0,
@@ -197,6 +214,7 @@ def test_dtype_codes_are_for_ever():
         "FEATURES": 1,
         "CORRECTIONS": 1,
         "POSTFILTER": 2,
+        "LATTICE": 3,
     }
 
 
@@ -406,6 +424,12 @@ def filtered_with(position: int, value: bytes, length: int = 1) -> bytes:
     return signed(content)
 
 
+def lattice_with(position: int, value: bytes, length: int = 1) -> bytes:
+    content = bytearray(GOLDEN["lattice"][0])
+    content[position : position + length] = value
+    return signed(content)
+
+
 MAJOR_AT, MINOR_AT, FLAGS_AT, DTYPE_AT, NDIM_AT, SHAPE_AT, MIN_AT, MAX_AT, PSNR_AT, ERROR_AT = (
     4, 5, 6, 7, 8, 9, 10, 14, 18, 22
 )  # fmt: skip
@@ -444,9 +468,20 @@ NAN, INFINITY = struct.pack("<f", math.nan), struct.pack("<f", math.inf)
         (masked_with(COUNT_AT + 3, b"\x03"), CorruptStreamError, r"section id: 3 .* version 1\.0"),
         (masked_with(COUNT_AT + 3, b"\x04"), CorruptStreamError, r"section id: 4 .* version 1\.0"),
         (masked_with(COUNT_AT + 3, b"\x05"), CorruptStreamError, r"section id: 5 .* version 1\.0"),
-        (masked_with(COUNT_AT + 3, b"\x06"), UnsupportedVersionError, "section id"),
+        (masked_with(COUNT_AT + 3, b"\x06"), CorruptStreamError, r"section id: 6 .* version 1\.0"),
+        (masked_with(COUNT_AT + 3, b"\x07"), UnsupportedVersionError, "section id"),
         (filtered_with(MINOR_AT, b"\x01"), CorruptStreamError, r"section id: 5 .* version 1\.1"),
-        (filtered_with(COUNT_AT_MODELS + 5, b"\x06"), UnsupportedVersionError, "section id: 6"),
+        (
+            filtered_with(COUNT_AT_MODELS + 5, b"\x06"),
+            CorruptStreamError,
+            r"section id: 6 .* version 1\.2",
+        ),
+        (filtered_with(COUNT_AT_MODELS + 5, b"\x07"), UnsupportedVersionError, "section id: 7"),
+        (lattice_with(MINOR_AT, b"\x02"), CorruptStreamError, r"section id: 6 .* version 1\.2"),
+        (lattice_with(COUNT_AT + 3, b"\x07"), UnsupportedVersionError, "section id: 7"),
+        (lattice_with(MAX_AT, struct.pack("<f", -1), 4), CorruptStreamError, "no model"),
+        (lattice_with(COUNT_AT + 4, b"\x00"), CorruptStreamError, "at least 1"),
+        (lattice_with(COUNT_AT, b"\x01\x06\x03", 5), CorruptStreamError, "mask"),
         (filtered_with(COUNT_AT_MODELS, b"\x01\x05\x06", 7), CorruptStreamError, "need.* a model"),
         (filtered_with(MAX_AT_MODELS, b"\x03"), CorruptStreamError, "no model"),
         (filtered_with(COUNT_AT_MODELS + 6, b"\x00"), CorruptStreamError, "at least 1"),
@@ -472,17 +507,42 @@ def test_impossible_extents_are_rejected(extent):
         read_stream(signed(content), max_decoded_bytes=LIMIT)
 
 
-@pytest.mark.parametrize("section", [Section.TREE, Section.FEATURES])
+@pytest.mark.parametrize("name", ["all models", "filtered"])
+def test_a_lattice_stands_alone(name):
+    """In place of the last section, and of the one before it too."""
+    content = bytearray(GOLDEN[name][0])
+    content[MINOR_AT] = 3
+    content[COUNT_AT_MODELS + 5] = Section.LATTICE
+    with pytest.raises(CorruptStreamError, match="a lattice stands for all voxels"):
+        read_stream(signed(content), max_decoded_bytes=LIMIT)
+    first = content[COUNT_AT_MODELS + 1 : COUNT_AT_MODELS + 3]
+    # Two sections: the first of the models, of one or two bytes, and the lattice.
+    last = bytes([Section.LATTICE, 6 - first[1]])
+    content[COUNT_AT_MODELS : COUNT_AT_MODELS + 7] = b"\x02" + first + last
+    with pytest.raises(CorruptStreamError, match="a lattice stands for all voxels"):
+        read_stream(signed(content), max_decoded_bytes=LIMIT)
+
+
+@pytest.mark.parametrize(
+    "section", [Section.TREE, Section.FEATURES, Section.CORRECTIONS, Section.POSTFILTER]
+)
+def test_a_lattice_is_not_written_beside_another_model(section):
+    sections = {Section.LATTICE: b"x", section: b"y"}
+    with pytest.raises(ValueError, match="header: a lattice stands for all voxels"):
+        write_stream(Header(info_of("<f4", (4,)), 40.0, 1.0, sections))
+
+
+@pytest.mark.parametrize("section", [Section.TREE, Section.FEATURES, Section.LATTICE])
 def test_a_chunk_without_finite_voxels_has_a_mask_and_no_model(section):
     content = bytearray(GOLDEN["no finite voxel"][0])
-    content[MINOR_AT] = 1
+    content[MINOR_AT] = 3
     content[18:22] = b"\x02\x01\x01" + bytes([section]) + b"\x01\x01\xff"
     with pytest.raises(CorruptStreamError, match="a mask and no model"):
         read_stream(signed(content), max_decoded_bytes=LIMIT)
 
 
 def test_a_minor_version_above_the_lowest_possible_is_accepted():
-    for minor in (1, 2):
+    for minor in (1, 2, 3):
         found = read_stream(masked_with(MINOR_AT, bytes([minor])), max_decoded_bytes=LIMIT)
         assert found.version == (1, minor)
 
@@ -511,6 +571,8 @@ def test_a_newer_minor_version_is_read_as_far_as_it_is_known():
         Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.POSTFILTER: b"x"}),
         Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.POSTFILTER: b"x"}),
         Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.FEATURES: b"x"}),
+        Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.LATTICE: b"x"}),
+        Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.LATTICE: b""}),
         Header(info_of("<f4", (4,), 1, 1), 40.0, 1.0, {Section.CORRECTIONS: b"x"}),
         Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.FEATURES: b"x", Section.CORRECTIONS: b""}),
         Header(info_of("<f4", (4,), 0, np.inf), 40.0, 1.0, {Section.TREE: b"x"}),
@@ -522,8 +584,8 @@ def test_a_header_that_no_reader_accepts_is_not_written(header):
 
 
 def test_unknown_sections_are_not_written():
-    header = Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.TREE: b"x", 6: b"x"})
-    with pytest.raises(ValueError, match="6"):
+    header = Header(info_of("<f4", (4,)), 40.0, 1.0, {Section.TREE: b"x", 7: b"x"})
+    with pytest.raises(ValueError, match="7"):
         write_stream(header)
 
 

@@ -48,8 +48,9 @@ axes = np.meshgrid(*[np.linspace(0, 3, 16)] * 3, indexing="ij")
 volume = (np.sin(axes[0]) + axes[1] * axes[2]).astype("f4")
 promises = {
     "tree": {"ratio": 8, "model": "tree"},
-    "features": {"ratio": 8},
-    "bound": {"max_error": 0.01},
+    "features": {"ratio": 8, "model": "features"},
+    "bound": {"max_error": 0.01, "model": "features"},
+    "lattice": {"max_error": 0.01, "model": "lattice"},
 }
 for name, promise in promises.items():
     stream = encode_chunk(volume, EncodingParams(effort=0, **promise))
@@ -71,12 +72,13 @@ print(json.dumps(sorted(sys.modules)))
 def test_decoding_loads_neither_the_encoder_nor_torch(tmp_path):
     subprocess.run([sys.executable, "-c", ENCODE, str(tmp_path)], check=True)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["bound", "features", "tree"]
+    assert names == ["bound", "features", "lattice", "tree"]
     loaded = run_fresh(DECODE.format(names=names, folder=str(tmp_path)))
     assert "torch" not in loaded
     assert not [name for name in loaded if name.startswith("tinc_codec.fit")]
     assert "tinc_codec.model.features" in loaded
     assert "tinc_codec.quantise.corrections" in loaded
+    assert "tinc_codec.quantise.lattice_coder" in loaded
 
 
 def test_encoding_features_loads_no_torch():

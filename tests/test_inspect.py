@@ -1,6 +1,7 @@
 """`tinc_codec.inspect`: what it says, how little it reads for it, and what it refuses."""
 
 import asyncio
+import itertools
 import json
 import math
 import subprocess
@@ -29,6 +30,7 @@ from tinc_codec.bitstream.header import Header, write_stream
 from tinc_codec.bitstream.sections import KNOWN_SECTIONS, Section
 from tinc_codec.codec import encode_chunk
 from tinc_codec.inspection import reader
+from tinc_codec.inspection.quality import PooledQuality
 from tinc_codec.inspection.report import InspectReport, describe_chunk
 from tinc_codec.volume.chunk import analyse
 
@@ -167,12 +169,14 @@ class TestReport:
         values = np.arange(16, dtype="f4")
         values[3] = np.nan
         info, _ = analyse(values)
-        bodies = {section: bytes(10 + section) for section in KNOWN_SECTIONS}
-        (chunk,) = inspect(write_stream(Header(info, 30.0, 1.0, bodies))).chunks
-        named = {section.name.lower(): 10 + section for section in sorted(KNOWN_SECTIONS)}
-        assert chunk.sections == named
-        assert set(chunk.models) == set(named) - {"mask", "corrections"}
-        assert chunk.size_bytes == chunk.header_bytes + sum(named.values()) + 4
+        alone = {Section.MASK, Section.LATTICE}
+        for sections in (KNOWN_SECTIONS - {Section.LATTICE}, alone):
+            bodies = {section: bytes(10 + section) for section in sections}
+            (chunk,) = inspect(write_stream(Header(info, 30.0, 1.0, bodies))).chunks
+            named = {section.name.lower(): 10 + section for section in sorted(sections)}
+            assert chunk.sections == named
+            assert set(chunk.models) == set(named) - {"mask", "corrections"}
+            assert chunk.size_bytes == chunk.header_bytes + sum(named.values()) + 4
 
     def test_an_array_without_a_chunk(self, tmp_path):
         zarr.create_array(tmp_path / "a", shape=SHAPE, chunks=CHUNKS, dtype="f4", **V3)
@@ -250,6 +254,45 @@ class TestPooledPsnr:
         report = inspect(write_stream(Header(info, psnr, 1.0, sections)))
         assert report.psnr == pytest.approx(pooled, nan_ok=True)
         assert str(report)
+
+
+class TestPooledQuality:
+    @pytest.mark.parametrize("scale", [1e-300, 1.0, 8e307])
+    @pytest.mark.parametrize("errors", [(0.5, 2.0, 0.01), (1e-8, 1e-8, 1e-8), (1e3, 1e-3, 0.0)])
+    def test_parts_are_one_volume_in_any_order(self, scale, errors):
+        # Spans of up to 4 × 8e307, which no float64 holds; so do not the squares of any.
+        counts = (10, 30, 7)
+        mean_square = sum(n * e**2 for n, e in zip(counts, errors, strict=True)) / sum(counts)
+        for order in itertools.permutations(range(3)):
+            quality = PooledQuality()
+            for part in order:
+                quality.widen(-2.0 * scale / (part + 1), 2.0 * scale / (part + 1))
+                log_error = math.log10(errors[part]) if errors[part] else -math.inf
+                quality.add(counts[part], 2 * (log_error + math.log10(scale)))
+            expected = 20 * math.log10(4) - 10 * math.log10(mean_square)
+            assert quality.psnr == pytest.approx(expected, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("log_errors", "psnr"),
+        [
+            ([], math.nan),
+            ([-math.inf, -math.inf], math.inf),
+            ([-math.inf, 3.0, math.inf, 2.0], -math.inf),
+        ],
+    )
+    def test_limits(self, log_errors, psnr):
+        quality = PooledQuality()
+        quality.widen(0.0, 1.0)
+        quality.add(0, math.inf)
+        for log_error in log_errors:
+            quality.add(5, log_error)
+        assert quality.psnr == pytest.approx(psnr, nan_ok=True)
+
+    def test_an_error_where_there_is_no_range(self):
+        quality = PooledQuality()
+        quality.widen(3.0, 3.0)
+        quality.add(5, 0.0)
+        assert quality.psnr == -math.inf
 
 
 class TestSources:

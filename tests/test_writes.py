@@ -417,20 +417,10 @@ def test_each_chunk_of_a_failed_write_is_old_or_new(store):
         assert (decoded[z : z + 16] == 3.25).all() or (decoded[z : z + 16] == 5).all()
 
 
-def test_a_batch_is_stored_when_all_of_it_is_encoded(store):
-    with zarr.config.set({"codec_pipeline.batch_size": 8}):
-        array = create(store, TINC(psnr=300, effort=0), (64, 16, 16))
-    array[:] = 3.25
-    before = contents(store)
-    new = np.full((64, 16, 16), 5, "f4")
-    new[60:] = np.random.default_rng(0).random((4, 16, 16))
-    with pytest.raises(TargetError):
-        array[:] = new
-    assert contents(store) == before
-
-
-def test_a_shard_is_stored_when_all_of_it_is_encoded(store):
-    array = create(store, TINC(psnr=300, effort=0), (64, 16, 16), shards=(64, 16, 16))
+@pytest.mark.parametrize(("batch_size", "shards"), [(8, None), (1, (64, 16, 16))])
+def test_a_batch_or_a_shard_is_stored_when_all_of_it_is_encoded(store, batch_size, shards):
+    with zarr.config.set({"codec_pipeline.batch_size": batch_size}):
+        array = create(store, TINC(psnr=300, effort=0), (64, 16, 16), shards=shards)
     array[:] = 3.25
     before = contents(store)
     new = np.full((64, 16, 16), 5, "f4")

@@ -27,7 +27,7 @@ from tinc_codec.volume.chunk import (
 from tinc_codec.volume.mask import encode_classes
 
 if TYPE_CHECKING:
-    from tinc_codec.model.region import OpenChunk
+    from tinc_codec.model.opened import OpenChunk
 
 __all__ = [
     "decode_chunk",
@@ -344,7 +344,7 @@ def decode_level(data: Any, level: int, extent: Sequence[int] | None = None) -> 
         If the level is out of range.
     """
     from tinc_codec.model.levels import render_level
-    from tinc_codec.model.region import CACHE
+    from tinc_codec.model.opened import CACHE
 
     settings = config.get()
     header = read_stream(data, max_decoded_bytes=settings.max_decoded_bytes)
@@ -365,7 +365,7 @@ def open_chunk(data: Any) -> "OpenChunk":
 
     Parameters and errors as in `decode_chunk`.
     """
-    from tinc_codec.model.region import CACHE
+    from tinc_codec.model.opened import CACHE
 
     settings = config.get()
     header = read_stream(data, max_decoded_bytes=settings.max_decoded_bytes)

@@ -7,7 +7,7 @@ import numpy as np
 
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, read_stream
-from tinc_codec.bitstream.sections import Section
+from tinc_codec.bitstream.sections import MODEL_SECTIONS, Section
 from tinc_codec.volume.chunk import allocate, fill_constant, finish, valid_view
 from tinc_codec.volume.mask import decode_classes
 
@@ -44,7 +44,7 @@ def decode_streams(streams: Sequence[Any], on_device: bool = False) -> list[Any]
 
 
 def _has_model(header: Header) -> bool:
-    return bool({Section.TREE, Section.FEATURES} & set(header.sections))
+    return not MODEL_SECTIONS.isdisjoint(header.sections)
 
 
 def decode_header(header: Header, threads: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def decode_header(header: Header, threads: int) -> np.ndarray:
         return finish(out, header.info, classes)
     from tinc_codec.model.render import read_model
 
-    model = read_model(header)
+    model = read_model(header, threads)
     assert model is not None
     return _render_on_cpu(model, classes, threads)
 
@@ -92,14 +92,18 @@ def _decode_on_device(
     from tinc_codec.model.torch_render import complete, constant, render_together
 
     outs: list[Any] = [None] * len(headers)
+    indices = []
     for index, header in enumerate(headers):
-        if not _has_model(header):
-            outs[index] = (
-                constant(header.info, _classes(header), device)
-                if on_device
-                else decode_header(header, 1)
-            )
-    indices = [index for index, header in enumerate(headers) if _has_model(header)]
+        if Section.LATTICE in header.sections:
+            # Each voxel waits for those before: nothing for a GPU.
+            out = decode_header(header, threads)
+            outs[index] = _to_device(out, device) if on_device else out
+        elif _has_model(header):
+            indices.append(index)
+        elif on_device:
+            outs[index] = constant(header.info, _classes(header), device)
+        else:
+            outs[index] = decode_header(header, 1)
     modelled = [headers[index] for index in indices]
     with config.device_slot():
         limit = config.resolve_device_memory(device)

@@ -44,7 +44,7 @@ class TINC(Codec, _FrozenDict):
         PSNR of every chunk in dB is at least this, with the chunk's own range as peak.
     max_error : float
         Every valid voxel is decoded within this of the original, in the data's units.
-    model : {"auto", "features", "tree"}
+    model : {"auto", "features", "tree", "lattice"}
         What a chunk's bytes go to.
     effort : int
         Encode time spent on quality, 0 to 9. Behind a post-filter, from 1 on, decoding is slower.

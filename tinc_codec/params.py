@@ -15,7 +15,7 @@ MAX_EFFORT = 9
 MAX_LEVELS = 6
 MAX_LAYERS = 8
 MAX_W0 = 1000.0
-MODELS = ("auto", "tree", "features")
+MODELS = ("auto", "tree", "features", "lattice")
 _OF_TREES = ("levels", "layers", "level_split", "node_split", "w0", "pruning")
 NODE_SPLITS = ("auto", "equal", "aoi", "variance")
 FEATURE_PRUNINGS = ("smallify", "dropout")
@@ -36,8 +36,9 @@ class EncodingParams:
     max_error : float, optional
         Every valid voxel is decoded within this of the original, in units of the data; >= 0.
         On integers, less than 1 means exact data. The fewest bytes that reach it are sought.
-    model : {"auto", "tree", "features"}
-        What a chunk's bytes go to: hyper layers of a tree, wavelet features, or what is better.
+    model : {"auto", "tree", "features", "lattice"}
+        What a chunk's bytes go to: hyper layers of a tree, wavelet features, voxels one by one on
+        a lattice of values, or what is best.
     effort : int
         Encode time spent on quality, 0 to 9. Behind a post-filter, from 1 on, decoding is slower.
     levels : int or "auto"
@@ -100,14 +101,16 @@ class EncodingParams:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if self.model == "features":
+        if self.model in ("features", "lattice"):
             for name in _OF_TREES:
                 if getattr(self, name) not in ("auto", *FEATURE_PRUNINGS):
                     raise ConfigError(
                         f"{name}={getattr(self, name)!r} is a setting of trees, "
-                        'of which model="features" has none'
+                        f'of which model="{self.model}" has none'
                     )
-        if self.pruning in FEATURE_PRUNINGS and (self.model == "tree" or self.ratio is None):
+        if self.pruning in FEATURE_PRUNINGS and (
+            self.model in ("tree", "lattice") or self.ratio is None
+        ):
             raise ConfigError(
                 f"pruning={self.pruning!r} prunes features to a size: it needs ratio= and a model "
                 f"with features; found model={self.model!r}"

@@ -4,7 +4,7 @@ Of the untouched voxels only what they decoded to is left, and how far off that 
 `max_error` they must not move, or only by what is left of the bound. So the old model is kept, and
 the touched voxels are corrected until they keep the bound too. Where that is impossible, since
 they leave the old value range, or more bytes, the chunk is fitted anew and the untouched voxels
-are corrected to what they were.
+are corrected to what they were. A lattice is kept too: the touched voxels are moved to its points.
 """
 
 import math
@@ -134,7 +134,10 @@ def _bounded(
     threads: int,
 ) -> Iterator[bytes]:
     """Make streams that keep to a largest error, their headers not filled in."""
-    kept = _keep_model(old, array, touched, limit, threads)
+    if Section.LATTICE in old.header.sections:
+        kept = _keep_lattice(old, array, touched, limit, threads)
+    else:
+        kept = _keep_model(old, array, touched, limit, threads)
     if kept is not None:
         yield kept
     yield from _refit(old, array, touched, limit, params, threads)
@@ -179,6 +182,36 @@ def _keep_model(
     return _stream(info, classes, sections, found)
 
 
+def _keep_lattice(
+    old: OldChunk, array: np.ndarray, touched: np.ndarray, limit: float, threads: int
+) -> bytes | None:
+    """Keep the old points; None where the touched voxels, or the untouched, miss the bound so."""
+    from tinc_codec.model.render import read_model
+    from tinc_codec.quantise.lattice import from_lattice, place_points, to_lattice, write_lattice
+
+    info, classes = analyse(array)
+    model = read_model(old.header, threads)
+    assert model is not None
+    assert model.lattice is not None
+    before = model.lattice.points
+    if is_constant(info) or not info.value_min <= before.origin <= info.value_max:
+        return None
+    points = place_points(info, before.origin, before.step)
+    if points is None:
+        return None
+    valid = array[info.valid_slices].reshape(info.batched_shape)
+    lattice = to_lattice(valid, info, points)
+    decoded = np.empty_like(valid)
+    from_lattice(lattice, info, decoded)
+    counted = (_classes(valid) == FINITE) & np.isfinite(decoded)
+    errors = np.abs(np.where(counted, valid, 0).astype(np.float64) - np.where(counted, decoded, 0))
+    fresh = touched[info.valid_slices].reshape(valid.shape)
+    if errors[fresh].max(initial=0) > limit or errors[~fresh].any():
+        return None
+    body = write_lattice(lattice, info, classes, threads)
+    return _stream(info, _classes(array[info.valid_slices]), {int(Section.LATTICE): body})
+
+
 def _refit(
     old: OldChunk,
     array: np.ndarray,
@@ -208,8 +241,13 @@ def _refit(
     )
     # A bound of 0 has no use for models of floats: all that it asks for is corrections.
     for bound in {limit, left if left > 0 or array.dtype.kind in "iu" else limit}:
-        fitted = replace(params, max_error=bound)
+        # A lattice cannot be corrected: it must keep the untouched voxels by itself.
+        model_name = "features" if bound > left and params.model != "tree" else params.model
+        fitted = replace(params, max_error=bound, model=model_name)
         (bodies,) = encode_models([work], fitted, "cpu", threads)
+        if Section.LATTICE in bodies:
+            yield _stream(info, classes, bodies)
+            continue
         sections = {
             section: body for section, body in bodies.items() if section != Section.CORRECTIONS
         }
@@ -253,6 +291,8 @@ def _tolerance(header: Header) -> float:
     from tinc_codec.fit.sharing import TREE_TOLERANCE
     from tinc_codec.model.features import TOLERANCE
 
+    if Section.LATTICE in header.sections:
+        return 0.0
     return TREE_TOLERANCE if Section.TREE in header.sections else TOLERANCE
 
 
@@ -277,12 +317,15 @@ def _classes(valid: np.ndarray) -> np.ndarray:
 
 
 def _stream(
-    info: ChunkInfo, classes: np.ndarray, sections: dict[int, bytes], corrections: Corrections
+    info: ChunkInfo,
+    classes: np.ndarray,
+    sections: dict[int, bytes],
+    corrections: Corrections | None = None,
 ) -> bytes:
     sections = dict(sections)
     if classes.any():
         sections[int(Section.MASK)] = encode_classes(classes)
-    if len(corrections):
+    if corrections:
         sections[int(Section.CORRECTIONS)] = write_corrections(corrections, info)
     return write_stream(Header(info, 0.0, 0.0, sections))
 

@@ -17,6 +17,7 @@ from tinc_codec.bitstream.scalars import (
     write_scalar,
 )
 from tinc_codec.bitstream.sections import (
+    MODEL_SECTIONS,
     SINCE_MINOR,
     Section,
     read_section_table,
@@ -278,7 +279,7 @@ def _read_head(view: memoryview) -> Header:
 def _contradiction(info: ChunkInfo, section_bytes: Mapping[int, int]) -> str | None:
     """Name what in a header cannot be true at once, if anything."""
     has_mask = Section.MASK in section_bytes
-    has_model = Section.TREE in section_bytes or Section.FEATURES in section_bytes
+    has_model = not MODEL_SECTIONS.isdisjoint(section_bytes)
     has_corrections = Section.CORRECTIONS in section_bytes
     if 0 in section_bytes.values():
         return "a section is empty"
@@ -288,6 +289,8 @@ def _contradiction(info: ChunkInfo, section_bytes: Mapping[int, int]) -> str | N
         return "corrections need a model to correct"
     if Section.POSTFILTER in section_bytes and not has_model:
         return "a post-filter needs a model to filter"
+    if Section.LATTICE in section_bytes and set(section_bytes) - {Section.LATTICE, Section.MASK}:
+        return "a lattice stands for all voxels, without another model, filter or corrections"
     if info.value_min is None:
         if has_mask and not has_model:
             return None

@@ -21,6 +21,7 @@ class Section(IntEnum):
     FEATURES = 3
     CORRECTIONS = 4
     POSTFILTER = 5
+    LATTICE = 6
 
 
 KNOWN_SECTIONS = frozenset(Section)
@@ -30,8 +31,11 @@ SINCE_MINOR = {
     Section.FEATURES: 1,
     Section.CORRECTIONS: 1,
     Section.POSTFILTER: 2,
+    Section.LATTICE: 3,
 }
 """The minor version with which each section came."""
+MODEL_SECTIONS = frozenset({Section.TREE, Section.FEATURES, Section.LATTICE})
+"""One of them at least stands for the voxels of a chunk that is not constant."""
 
 
 def write_section_table(section_bytes: Mapping[int, int]) -> bytes:

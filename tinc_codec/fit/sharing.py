@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -18,10 +19,11 @@ from tinc_codec.fit.features import (
     fit_to_bound,
 )
 from tinc_codec.fit.filtered import FilteredFeatures, filtered_to_quality, filtered_to_size
+from tinc_codec.fit.lattice import LatticeFit
 from tinc_codec.metrics import psnr
 from tinc_codec.model.budget import smallest_section
 from tinc_codec.model.evaluate import store_values
-from tinc_codec.model.features import MAX_VOXELS, TOLERANCE
+from tinc_codec.model.features import MAX_VOXELS, TOLERANCE, coded_step
 from tinc_codec.model.render import model_values, read_model
 from tinc_codec.params import EncodingParams
 from tinc_codec.quantise.corrections import (
@@ -30,6 +32,7 @@ from tinc_codec.quantise.corrections import (
     size_of,
     write_corrections,
 )
+from tinc_codec.quantise.lattice import MAX_TOP, from_lattice
 from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 
 _BOUND_PASSES = (3, 3, 4, 5, 6, 8, 10, 12, 14, 16)
@@ -269,13 +272,114 @@ def encode_models(
         return encode_trees_alone(works, params, device, threads)
     shared = []
     for work in works:
-        sections = encode_features(work, params, device, threads)
-        if sections is None:
-            sections = _fallback(work, params, device, threads)
-        elif params.model == "auto" and params.ratio is not None and params.effort >= TREE_EFFORT:
-            sections = _best_share(work, sections, params, device, threads)
-        shared.append(sections)
+        if params.model == "lattice":
+            shared.append(_lattice_alone(work, params, threads))
+        elif params.ratio is None and params.model == "auto":
+            shared.append(_cheapest(work, params, device, threads))
+        else:
+            shared.append(_finest(work, params, device, threads))
     return shared
+
+
+def _finest(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
+    """Find what is best within a ratio, or features that keep another promise."""
+    sections = encode_features(work, params, device, threads)
+    if sections is None:
+        return _fallback(work, params, device, threads)
+    if params.model == "features" or params.effort == 0:
+        return sections
+    lattice = _better_lattice(work, sections, threads)
+    if lattice is not None:
+        return lattice
+    if params.effort >= TREE_EFFORT:
+        return _best_share(work, sections, params, device, threads)
+    return sections
+
+
+def _better_lattice(work: Work, features: Sections, threads: int) -> Sections | None:
+    """Find a lattice of as many bytes that is nearer to the chunk than features; None if none is.
+
+    Where most voxels have one value and the others are noise, it often is.
+    """
+    lattices = LatticeFit(work.original, work.info, work.classes, threads)
+    room = work.room([Section.LATTICE])
+    scale, _, span, _, _ = value_mapping(work.info)
+    step = _LATTICE_STEP * coded_step(features[int(Section.FEATURES)]) * span / scale
+    if not lattices.is_promising(room, step):
+        return None
+    found = lattices.of_size(room, step, is_coarse=True)
+    if found is None:
+        return None
+    body, lattice = found
+    decoded = np.empty(work.values.shape, work.info.dtype)
+    from_lattice(lattice, work.info, decoded)
+    reached = quality_of(work, threads)(_values_of(features, work, threads))
+    return {int(Section.LATTICE): body} if _psnr_of(work, decoded) > reached else None
+
+
+_LATTICE_STEP = 0.75
+"""Of the features' step: a lattice's step of errors that are as large, or larger."""
+
+
+def _lattice_alone(work: Work, params: EncodingParams, threads: int) -> Sections:
+    """Keep a promise by a lattice.
+
+    Raises
+    ------
+    TargetError
+        If none keeps it.
+    """
+    lattices = LatticeFit(work.original, work.info, work.classes, threads)
+    if params.ratio is None:
+        body = lattices.write_within(params.max_error, params.psnr, partial(_psnr_of, work))
+    else:
+        room = work.room([Section.LATTICE])
+        scale, _, span, _, _ = value_mapping(work.info)
+        found = lattices.of_size(room, span / scale / _FIRST_RATIO)
+        if found is None:
+            work.refuse({Section.LATTICE: lattices.least_bytes()})
+        body, _ = found
+    if body is None:
+        raise TargetError(
+            f"a lattice of at most {MAX_TOP + 1} points does not keep this promise on a chunk "
+            f'of {work.info.value_min} to {work.info.value_max}; use model="auto"'
+        )
+    return {int(Section.LATTICE): body}
+
+
+def _cheapest(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
+    """Keep a promise of quality with the fewest bytes: a lattice, or features.
+
+    Raises
+    ------
+    TargetError
+        If neither keeps it.
+    """
+    lattices = LatticeFit(work.original, work.info, work.classes, threads)
+    quality = partial(_psnr_of, work)
+    body, features = None, None
+    if params.max_error is not None:
+        body = lattices.write_within(params.max_error, None, quality)
+    if body is None or 8 * len(body) <= _DENSE_BITS * work.values.size:
+        features = encode_features(work, params, device, threads)
+        if params.psnr is not None and (
+            features is None
+            or lattices.estimate_quality(params.psnr) < _ESTIMATE_MARGIN * _size(features)
+        ):
+            body = lattices.write_within(None, params.psnr, quality)
+    if body is not None and (features is None or len(body) < _size(features)):
+        return {int(Section.LATTICE): body}
+    return _fallback(work, params, device, threads) if features is None else features
+
+
+_DENSE_BITS = 1.3
+"""Bits per voxel from which on features with corrections were never the shorter."""
+_ESTIMATE_MARGIN = 1.5
+"""So far may what is estimated from a part of the chunk be off, for a step that is only guessed."""
+
+
+def _psnr_of(work: Work, decoded: np.ndarray) -> float:
+    return psnr(work.original, decoded, work.counted)
 
 
 def _best_share(

@@ -10,18 +10,10 @@ from numba import njit
 
 from tinc_codec.bitstream.reader import ByteReader
 from tinc_codec.bitstream.varint import write_varint
-from tinc_codec.entropy.bands import (
-    Level,
-    LowPass,
-    Segment,
-    decode_bands,
-    encode_bands,
-    levels_of,
-    low_pass_slices,
-    segments_of,
-)
-from tinc_codec.entropy.contexts import MAX_MAGNITUDE
+from tinc_codec.entropy.bands import LowPass, Segment, decode_bands, encode_bands
+from tinc_codec.entropy.buckets import MAX_MAGNITUDE
 from tinc_codec.entropy.feature_tables import N_CONTEXTS
+from tinc_codec.entropy.pyramid import Level, levels_of, low_pass_slices, segments_of
 from tinc_codec.errors import CorruptStreamError
 from tinc_codec.model.wavelet import level_shapes
 
@@ -60,6 +52,12 @@ def step_code(step: float) -> int:
     limited = min(max(step, 2.0**-40), 2.0**_LARGEST_STEP_EXPONENT)
     code = math.floor(STEPS_PER_OCTAVE * (_LARGEST_STEP_EXPONENT - math.log2(limited)) + 1e-5)
     return min(max(code, 0), MAX_STEP_CODE)
+
+
+def coded_step(section: bytes | memoryview) -> float:
+    """Return the quantiser step of a features section that was written here."""
+    code, _ = _FIXED.unpack_from(section)
+    return feature_step(code)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +139,7 @@ class FeatureSection:
     low_passes : tuple of LowPass
         Per volume.
     segments : tuple of Segment
-        Coarsest first, see `entropy.bands.segments_of`.
+        Coarsest first, see `entropy.pyramid.segments_of`.
     """
 
     grid: Grid
@@ -251,43 +249,54 @@ def parse_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Featur
     return FeatureSection(grid, code, centroids, shifts, tuple(low_passes), tuple(segments))
 
 
-def coefficients_of(features: Features) -> np.ndarray:
+def coefficients_of(features: Features, out: np.ndarray | None = None) -> np.ndarray:
     """Turn symbols into coefficients.
+
+    Parameters
+    ----------
+    features : Features
+    out : ndarray of float32, optional
+        Of the shape of the symbols; by default their own memory, and they are lost.
 
     Returns
     -------
     ndarray of float32
-        Shape (B, z, y, x), in the memory of the symbols, which are lost.
+        Shape (B, z, y, x).
     """
     _, z, y, x = features.symbols.shape
     levels = feature_levels((z, y, x))
     step = np.float32(feature_step(features.step_code))
-    out = features.symbols.view(np.float32)
+    if out is None:
+        out = features.symbols.view(np.float32)
+    corner = tuple(s.stop for s in low_pass_slices(levels, (z, y, x)))
     for symbols, values in zip(features.symbols, out, strict=True):
-        corner = low_pass_slices(levels, symbols.shape)
-        _dequantise(symbols[corner], values[corner], step, np.float32(0), np.float32(0))
+        _dequantise(symbols, values, (0, 0, 0), corner, step, np.float32(0), np.float32(0))
         for level, (one, more) in zip(levels, features.centroids, strict=True):
             for mask in level.masks:
-                band = level.band_slices(mask)
                 _dequantise(
-                    symbols[band], values[band], step,
+                    symbols, values, level.band_begin(mask), level.band_shape(mask), step,
                     np.float32(one * CENTROID_UNIT), np.float32(more * CENTROID_UNIT),
                 )  # fmt: skip
     return out
 
 
 @njit(**_COMPILE)
-def _dequantise(symbols, values, step, one, more):  # type: ignore[no-untyped-def]
-    for z in range(symbols.shape[0]):
-        for y in range(symbols.shape[1]):
-            for x in range(symbols.shape[2]):
-                symbol = symbols[z, y, x]
-                if symbol == 0:
-                    values[z, y, x] = 0
-                    continue
-                size = np.float32(abs(symbol))
-                size = (size + (one if size == 1 else more)) * step
-                values[z, y, x] = -size if symbol < 0 else size
+def _dequantise(symbols, values, begin, shape, step, one, more):  # type: ignore[no-untyped-def]
+    """Turn the symbols of one band into its coefficients, which may lie in the same memory."""
+    # Through a row of its own: only then can the compiler tell that nothing overlaps.
+    found = np.empty(shape[2], np.float32)
+    for z in range(begin[0], begin[0] + shape[0]):
+        for y in range(begin[1], begin[1] + shape[1]):
+            row = symbols[z, y, begin[2] : begin[2] + shape[2]]
+            out = values[z, y, begin[2] : begin[2] + shape[2]]
+            for x in range(shape[2]):
+                symbol = row[x]
+                magnitude = np.int32(abs(symbol))
+                size = (np.float32(magnitude) + (one if magnitude == 1 else more)) * step
+                value = -size if symbol < 0 else size
+                found[x] = value if symbol else np.float32(0)
+            for x in range(shape[2]):
+                out[x] = found[x]
 
 
 def _zigzag(value: int) -> int:

@@ -86,7 +86,9 @@ def render_level(header: Header, level: int, extent: Sequence[int], threads: int
     if not 1 <= level <= MAX_LEVEL:
         raise ConfigError(f"level={level!r} is not in 1 to {MAX_LEVEL}")
     info = header.info
-    if any(room < n for room, n in zip(extent, info.valid_extent, strict=True)):
+    if Section.LATTICE in header.sections or any(
+        room < n for room, n in zip(extent, info.valid_extent, strict=True)
+    ):
         return KeptLevel(_means_of_decoded(header, level, extent, threads))
     box = replace(
         info,
@@ -114,11 +116,12 @@ def render_level(header: Header, level: int, extent: Sequence[int], threads: int
 def _means_of_decoded(
     header: Header, level: int, extent: Sequence[int], threads: int
 ) -> np.ndarray:
-    """Decode a chunk as it is and take the means: for the rare one that goes beyond its array.
+    """Decode a chunk as it is and take the means: for lattices, and where it leaves its array.
 
     That is one of an array that was made smaller, or that ends in a single voxel of padding.
     """
-    from tinc_codec.model.region import open_sections, render_region
+    from tinc_codec.model.opened import open_sections
+    from tinc_codec.model.region import render_region
 
     info = header.info
     region = [slice(0, min(room, n)) for room, n in zip(extent, info.shape, strict=True)]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tinc_codec.model.features import Features
     from tinc_codec.model.postfilter import PostFilter
     from tinc_codec.quantise.corrections import Corrections
+    from tinc_codec.quantise.lattice import Lattice
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Tree:
 class ChunkModel:
     """What stands for the voxels of a chunk: t = tree + features, filtered, and what corrects it.
 
+    Or a lattice, with which there is nothing else.
+
     References
     ----------
     `docs/format.md` §3.3
@@ -51,9 +54,10 @@ class ChunkModel:
     features: "Features | None"
     postfilter: "PostFilter | None"
     corrections: "Corrections | None"
+    lattice: "Lattice | None" = None
 
 
-def read_model(header: Header) -> ChunkModel | None:
+def read_model(header: Header, threads: int = 1) -> ChunkModel | None:
     """Decode a stream's model sections; None where it has none, the chunk being constant.
 
     Raises
@@ -64,6 +68,8 @@ def read_model(header: Header) -> ChunkModel | None:
     info, sections = header.info, header.sections
     volumes, z, y, x = info.batched_shape
     tree = features = postfilter = corrections = None
+    if Section.LATTICE in sections:
+        return ChunkModel(info, None, None, None, None, _read_lattice(header, threads))
     if Section.TREE in sections:
         section = read_tree(sections[Section.TREE], (z, y, x), volumes)
         scaling = np.array([section.offsets, section.gains], dtype=np.float32).T
@@ -85,6 +91,16 @@ def read_model(header: Header) -> ChunkModel | None:
     return ChunkModel(info, tree, features, postfilter, corrections)
 
 
+def _read_lattice(header: Header, threads: int) -> "Lattice":
+    from tinc_codec.quantise.lattice import read_lattice
+    from tinc_codec.volume.mask import decode_classes
+
+    classes = None
+    if Section.MASK in header.sections:
+        classes = decode_classes(header.sections[Section.MASK], header.info.valid_extent)
+    return read_lattice(header.sections[Section.LATTICE], header.info, classes, threads)
+
+
 def render(models: Sequence[ChunkModel], views: Sequence[np.ndarray], threads: int) -> None:
     """Decode models into arrays on the CPU; `model.torch_render` is its twin for GPUs.
 
@@ -98,7 +114,11 @@ def render(models: Sequence[ChunkModel], views: Sequence[np.ndarray], threads: i
     """
     for model, view in zip(models, views, strict=True):
         tree, info = model.tree, model.info
-        if model.features is None and model.postfilter is None:
+        if model.lattice is not None:
+            from tinc_codec.quantise.lattice import from_lattice
+
+            from_lattice(model.lattice, info, view)
+        elif model.features is None and model.postfilter is None:
             assert tree is not None
             evaluate(tree.shape, tree.parameters, tree.scaling, info, view, threads)
         else:

@@ -15,18 +15,15 @@ import numpy as np
 from numba import njit
 
 from tinc_codec.volume.mask_coder import (
-    LOW,
     MASK_32,
-    PENDING,
     POSITION,
-    RANGE,
     TAIL_BYTES,
     count_bit,
     decode_bit,
     encode_bit,
     estimate_bit,
-    next_byte,
-    shift_low,
+    finish_code,
+    start_decoder,
 )
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -386,19 +383,7 @@ def encode_offenders(positions, multiples, absolutes, shape, width):  # type: ig
     state = np.array([0, MASK_32, 0, 1, -1], np.int64)
     out = np.empty(_most_bytes(multiples, absolutes.size, shape, width), np.uint8)
     _walk(state, out, shape, width, positions, multiples, absolutes, False)
-    # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
-    n_tail = TAIL_BYTES
-    for n_bytes in range(TAIL_BYTES + 1):
-        step = np.int64(1) << (32 - 8 * n_bytes)
-        ended = (state[LOW] + step - 1) // step * step
-        if ended < state[LOW] + state[RANGE]:
-            state[LOW] = ended
-            n_tail = n_bytes
-            break
-    n_payload = state[POSITION] + state[PENDING] + n_tail
-    for _ in range(TAIL_BYTES + 1):
-        shift_low(state, out)
-    return out[:n_payload].copy()
+    return out[: finish_code(state, out)].copy()
 
 
 @njit(**_COMPILE)
@@ -417,9 +402,7 @@ def decode_offenders(payload, shape, width):  # type: ignore[no-untyped-def]
     positions = np.empty(0, np.int64)
     multiples = np.empty(0, np.int32)
     absolutes = np.empty(0, np.int64)
-    for _ in range(TAIL_BYTES):
-        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
-    if state[LOW] >= state[RANGE]:
+    if not start_decoder(state, payload):
         return positions, multiples, absolutes, False
     positions, multiples, absolutes, n, n_absolute = _walk(
         state, payload, shape, width, positions, multiples, absolutes, True

@@ -208,6 +208,32 @@ def next_byte(state, payload):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def finish_code(state, out):  # type: ignore[no-untyped-def]
+    """Write the end of a code, for which `out` has room; returns the number of all bytes."""
+    # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
+    n_tail = TAIL_BYTES
+    for n_bytes in range(TAIL_BYTES + 1):
+        step = np.int64(1) << (32 - 8 * n_bytes)
+        rounded = (state[LOW] + step - 1) // step * step
+        if rounded < state[LOW] + state[RANGE]:
+            state[LOW] = rounded
+            n_tail = n_bytes
+            break
+    n_payload = state[POSITION] + state[PENDING] + n_tail
+    for _ in range(TAIL_BYTES + 1):
+        shift_low(state, out)
+    return n_payload
+
+
+@_compiled
+def start_decoder(state, payload):  # type: ignore[no-untyped-def]
+    """Take the first bytes of a code; False where no encoder can have written them."""
+    for _ in range(TAIL_BYTES):
+        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
+    return state[LOW] < state[RANGE]
+
+
+@_compiled
 def _with_room(state, out, n_bytes):  # type: ignore[no-untyped-def]
     """Give `out`, or a larger copy of it, with room for `n_bytes` more and the end."""
     needed = state[POSITION] + state[PENDING] + n_bytes + _SLACK_BYTES
@@ -288,19 +314,7 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
                                 bit = 1 if voxel > 2 else 0
                                 encode_bit(state, out, estimate_bit(negative_counts, kind), bit)
                                 count_bit(negative_counts, kind, bit)
-    # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
-    n_tail = TAIL_BYTES
-    for n_bytes in range(TAIL_BYTES + 1):
-        step = np.int64(1) << (32 - 8 * n_bytes)
-        rounded = (state[LOW] + step - 1) // step * step
-        if rounded < state[LOW] + state[RANGE]:
-            state[LOW] = rounded
-            n_tail = n_bytes
-            break
-    n_payload = state[POSITION] + state[PENDING] + n_tail
-    for _ in range(TAIL_BYTES + 1):
-        shift_low(state, out)
-    return out[:n_payload].copy()
+    return out[: finish_code(state, out)].copy()
 
 
 @_compiled
@@ -329,9 +343,7 @@ def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
     n_segments = (n_x - MARGIN_BEFORE - MARGIN_AFTER + SEGMENT - 1) // SEGMENT
     segments = np.zeros((n_volumes, n_z, n_y, n_segments + 2), np.uint8)
     state = np.array([0, MASK_32, 0, 0, 0], np.int64)
-    for _ in range(TAIL_BYTES):
-        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
-    if state[LOW] >= state[RANGE]:
+    if not start_decoder(state, payload):
         return False
     for b in range(n_volumes):
         if b > 0:

@@ -1,0 +1,346 @@
+"""Indices of lattice points <-> bytes: predicted from neighbours, coded by adaptive decisions.
+
+A voxel is predicted from 19 voxels before it in C order by weights that learn as they go, then by
+the mean error that predictions of its kind had. What is left is coded bit by bit, in contexts of
+how far off its neighbours were and how much they differ. Integers only: every machine reads the
+same. Writer and reader share one walk, so that they cannot disagree.
+
+References
+----------
+`docs/format.md` §14
+"""
+
+import numpy as np
+from numba import njit
+
+from tinc_codec.volume.mask_coder import (
+    MASK_32,
+    PENDING,
+    POSITION,
+    TAIL_BYTES,
+    decode_bit,
+    encode_bit,
+    finish_code,
+    start_decoder,
+)
+
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+MAX_TOP = (1 << 24) - 1
+"""Largest index."""
+
+_TAPS = 19
+_FIRST_WEIGHTS = (20000, 20000, 20000, -20000, 0, -20000, -20000, 0, 0, 0, 0, 0, 20000) + (0,) * 6
+_WEIGHT_BITS, _MAX_WEIGHT = 16, 1 << 17
+_FRACTION_BITS = 4
+_RATE_SHIFT = 3
+_STEP_BITS = 12
+_MEANS = 1 << 12
+_MOST_IN_MEAN = 128
+_LEVELS = 64
+_KINDS = 4
+_FRACTIONS = 3
+_UNARY = 20
+_HALVES = 32
+_PROBABILITY_BITS, _COUNT_BITS = 22, 10
+_MOST_COUNTED = 255
+_EVEN = 1 << 15
+_MAX_ESCAPE_BITS = 25
+# Unary decisions, sign, escape and remainder: at most 16 bits each.
+_BYTES_PER_VOXEL = 256
+_FIRST_ESTIMATE = (1 << (_PROBABILITY_BITS - 1)) << _COUNT_BITS
+_RECIPROCALS = (1 << 17) // (2 * np.arange(_MOST_COUNTED + 1, dtype=np.int64) + 3)
+"""Of count + 3/2, in 2^-16."""
+
+
+@njit(inline="always", **_COMPILE)
+def _level(total):  # type: ignore[no-untyped-def]
+    """Quantise to half octaves: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23, ..."""
+    if total < 4:
+        return total
+    half = 0
+    while total >= 8:
+        total >>= 1
+        half += 2
+    return 4 + half + ((total >> 1) & 1)
+
+
+@njit(inline="always", **_COMPILE)
+def _code(state, stream, estimates, context, bit, decoding):  # type: ignore[no-untyped-def]
+    """Code one adaptive decision; returns it."""
+    estimate = np.int64(estimates[context])
+    probability = estimate >> _COUNT_BITS
+    count = estimate & ((1 << _COUNT_BITS) - 1)
+    share = min(max(probability >> (_PROBABILITY_BITS - 16), 1), (1 << 16) - 1)
+    if decoding:
+        bit = decode_bit(state, stream, share)
+    else:
+        encode_bit(state, stream, share, bit)
+    target = ((1 << _PROBABILITY_BITS) - 1) * bit
+    probability += ((target - probability) * _RECIPROCALS[count]) >> 16
+    if count < _MOST_COUNTED:
+        count += 1
+    estimates[context] = probability << _COUNT_BITS | count
+    return bit
+
+
+@njit(**_COMPILE)
+def _code_plain(state, stream, value, n_bits, decoding):  # type: ignore[no-untyped-def]
+    """Code the lowest bits of an int64, the highest of them first; returns them."""
+    read = np.int64(0)
+    for i in range(n_bits - 1, -1, -1):
+        bit = (value >> i) & 1
+        if decoding:
+            bit = decode_bit(state, stream, _EVEN)
+        else:
+            encode_bit(state, stream, _EVEN, bit)
+        read = (read << 1) | bit
+    return read
+
+
+@njit(**_COMPILE)
+def _code_escape(state, stream, value, decoding):  # type: ignore[no-untyped-def]
+    """Code 1 to 2^26 - 1: the number of its bits in unary, then all but the first; 0 if damaged."""
+    length = 0
+    while True:
+        more = np.int64(value >> (length + 1) > 0)
+        if _code_plain(state, stream, more, 1, decoding) == 0:
+            break
+        length += 1
+        if length > _MAX_ESCAPE_BITS:
+            return np.int64(0)
+    leading = np.int64(1) << length
+    return leading | _code_plain(state, stream, value & (leading - 1), length, decoding)
+
+
+@njit(**_COMPILE)
+def _start_row(values, misses, z, y):  # type: ignore[no-untyped-def]
+    """Set what stands for neighbours outside the volume, before a row is coded."""
+    row = values[z % 3, y + 2]
+    row[0] = row[1] = values[z % 3, y + 1, 2]
+    if y == 0 and z > 0:
+        before = values[(z - 1) % 3, 2]
+        values[z % 3, 0] = before
+        values[z % 3, 1] = before
+        row[0] = row[1] = before[2]
+    if z == 0:
+        for plane in range(1, 3):
+            for j in range(y + 1, y + 4):
+                values[plane, j] = values[0, y + 1]
+                misses[plane, j] = misses[0, y + 1]
+
+
+@njit(**_COMPILE)
+def _end_row(values, misses, z, y, n_y, n_x):  # type: ignore[no-untyped-def]
+    """Continue a coded row to the right, and a plane beyond its last one."""
+    row = values[z % 3, y + 2]
+    row[n_x + 2] = row[n_x + 3] = row[n_x + 1]
+    if y == n_y - 1:
+        values[z % 3, n_y + 2] = row
+        misses[z % 3, n_y + 2] = 0
+
+
+@njit(**_COMPILE)
+def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[no-untyped-def]
+    """Code a slab, or decode it into `indices`.
+
+    Returns
+    -------
+    stream : ndarray of uint8
+        Where the code is: a larger copy, as it grows.
+    bool
+        False where no encoder can have written it.
+    """
+    n_planes, n_y, n_x = indices.shape
+    values = np.zeros((3, n_y + 4, n_x + 4), np.int64)
+    misses = np.zeros((3, n_y + 4, n_x + 4), np.int64)
+    unary = np.full(_LEVELS * _KINDS * _FRACTIONS * _UNARY, _FIRST_ESTIMATE, np.uint32)
+    halves = np.full(_LEVELS * _HALVES, _FIRST_ESTIMATE, np.uint32)
+    signs = np.full(_LEVELS * 9, _FIRST_ESTIMATE, np.uint32)
+    sums = np.zeros(_MEANS, np.int64)
+    counts = np.zeros(_MEANS, np.int64)
+    weights = np.array(_FIRST_WEIGHTS, np.int64)
+    f = np.zeros(_TAPS, np.int64)
+    has_skipped = skipped.size > 0
+    highest = np.int64(top) << _FRACTION_BITS
+    for plane in range(n_planes):
+        z = plane % n_z
+        if z == 0 and plane > 0:
+            values[:] = 0
+            misses[:] = 0
+        a, b, c = z % 3, (z - 1) % 3, (z - 2) % 3 if z != 1 else 0
+        for y in range(n_y):
+            if decoding:
+                if state[POSITION] > stream.size + TAIL_BYTES:
+                    return stream, False
+            else:
+                needed = state[POSITION] + state[PENDING] + _BYTES_PER_VOXEL * (n_x + 1)
+                if needed > stream.size:
+                    grown = np.empty(2 * needed, np.uint8)
+                    grown[: stream.size] = stream
+                    stream = grown
+            _start_row(values, misses, z, y)
+            j = y + 2
+            for x in range(n_x):
+                k = x + 2
+                left, above, before = values[a, j, k - 1], values[a, j - 1, k], values[b, j, k]
+                base = (left + above + before) // 3
+                f[0], f[1], f[2] = left - base, above - base, before - base
+                f[3] = values[a, j - 1, k - 1] - base
+                f[4] = values[a, j - 1, k + 1] - base
+                f[5] = values[b, j, k - 1] - base
+                f[6] = values[b, j - 1, k] - base
+                f[7] = values[b, j, k + 1] - base
+                f[8] = values[b, j + 1, k] - base
+                f[9] = values[a, j, k - 2] - base
+                f[10] = values[a, j - 2, k] - base
+                f[11] = values[c, j, k] - base
+                f[12] = values[b, j - 1, k - 1] - base
+                f[13] = values[b, j - 1, k + 1] - base
+                f[14] = values[b, j + 1, k - 1] - base
+                f[15] = values[b, j + 1, k + 1] - base
+                f[16] = values[a, j - 1, k - 2] - base
+                f[17] = values[a, j - 2, k - 1] - base
+                f[18] = values[a, j - 2, k + 1] - base
+                moved, norm = np.int64(0), np.int64(0)
+                for t in range(_TAPS):
+                    moved += weights[t] * f[t]
+                    norm += f[t] * f[t]
+                moved >>= _WEIGHT_BITS - _FRACTION_BITS
+                guess = (base << _FRACTION_BITS) + moved
+                guess = min(max(guess, -(1 << _FRACTION_BITS)), highest + (1 << _FRACTION_BITS))
+                relative = guess - (base << _FRACTION_BITS)
+                texture = np.int64(0)
+                for t in range(9):
+                    texture |= np.int64((f[t] << _FRACTION_BITS) > relative) << t
+                off = (
+                    2 * (misses[a, j, k - 1] + misses[a, j - 1, k] + misses[b, j, k])
+                    + misses[a, j - 1, k - 1] + misses[a, j - 1, k + 1] + misses[b, j, k - 1]
+                    + misses[b, j - 1, k] + misses[b, j, k + 1] + misses[b, j + 1, k]
+                    + misses[a, j, k - 2] + misses[a, j - 2, k] + misses[c, j, k]
+                )  # fmt: skip
+                rough = (
+                    abs(f[0] - f[3]) + abs(f[1] - f[3]) + abs(f[1] - f[4])
+                    + abs(f[2] - f[5]) + abs(f[2] - f[6]) + abs(f[2] - f[7]) + abs(f[2] - f[8])
+                    + abs(f[0] - f[5]) + abs(f[1] - f[6])
+                )  # fmt: skip
+                mean = texture * 8 + min(_level(off) >> 1, 7)
+                refined = guess
+                if counts[mean] > 0:
+                    refined += sums[mean] // counts[mean]
+                refined = min(max(refined, 0), highest)
+                expected = (refined + (1 << (_FRACTION_BITS - 1))) >> _FRACTION_BITS
+                fraction = refined - (expected << _FRACTION_BITS)
+                if has_skipped and skipped[plane, y, x] != 0:
+                    if decoding:
+                        indices[plane, y, x] = expected
+                    values[a, j, k] = expected
+                    misses[a, j, k] = 0
+                    continue
+                total = off + rough
+                level = min(_level(total), _LEVELS - 1)
+                shift = 0
+                while (total // 24) >> shift > 3:
+                    shift += 1
+                kind = np.int64(expected != 0) | np.int64(left == above and above == before) << 1
+                context = (level * _KINDS + kind) * _FRACTIONS + min(abs(fraction) // 3, 2)
+                value = np.int64(indices[plane, y, x])
+                miss = abs(value - expected)
+                high = miss >> shift
+                found = 0
+                while found < _UNARY:
+                    bit = np.int64(high > found)
+                    bit = _code(state, stream, unary, context * _UNARY + found, bit, decoding)
+                    if bit == 0:
+                        break
+                    found += 1
+                if found == _UNARY:
+                    beyond = _code_escape(state, stream, high - _UNARY + 1, decoding)
+                    if beyond == 0:
+                        return stream, False
+                    found = _UNARY + beyond - 1
+                if shift > 0:
+                    half = level * _HALVES + min(found, _HALVES - 1)
+                    bit = (miss >> (shift - 1)) & 1
+                    bit = _code(state, stream, halves, half, bit, decoding)
+                    rest = miss & ((1 << (shift - 1)) - 1)
+                    rest = _code_plain(state, stream, rest, shift - 1, decoding)
+                    found = (found << shift) | (bit << (shift - 1)) | rest
+                if decoding:
+                    miss = found
+                is_less = np.int64(value < expected)
+                if miss > 0:
+                    if expected == 0:
+                        is_less = np.int64(0)
+                    elif expected == top:
+                        is_less = np.int64(1)
+                    else:
+                        sign = level * 9 + min(max((fraction + 8) >> 1, 0), 8)
+                        is_less = _code(state, stream, signs, sign, is_less, decoding)
+                if decoding:
+                    value = expected - miss if is_less else expected + miss
+                    if value < 0 or value > top:
+                        return stream, False
+                    indices[plane, y, x] = value
+                values[a, j, k] = value
+                misses[a, j, k] = miss
+                missed = (value << _FRACTION_BITS) - guess
+                sums[mean] += missed
+                counts[mean] += 1
+                if counts[mean] >= _MOST_IN_MEAN:
+                    sums[mean] //= 2
+                    counts[mean] >>= 1
+                if norm > 0 and missed != 0:
+                    step = (missed << _STEP_BITS) // (norm + 16)
+                    for t in range(_TAPS):
+                        weight = weights[t] + ((step * f[t]) >> _RATE_SHIFT)
+                        weights[t] = min(max(weight, -_MAX_WEIGHT), _MAX_WEIGHT)
+            _end_row(values, misses, z, y, n_y, n_x)
+    return stream, True
+
+
+@njit(**_COMPILE)
+def encode_slab(indices, skipped, n_z, top):  # type: ignore[no-untyped-def]
+    """Encode planes.
+
+    Parameters
+    ----------
+    indices : ndarray of int32
+        Shape (planes, y, x), each 0 to `top`: planes of volumes one after the other, the first of
+        them taken for the first of a volume.
+    skipped : ndarray of uint8
+        Same shape: not 0 where the index does not matter and is not coded; or empty.
+    n_z : int
+        Planes per volume.
+    top : int
+        1 to `MAX_TOP`.
+
+    Returns
+    -------
+    ndarray of uint8
+
+    References
+    ----------
+    `docs/format.md` §14
+    """
+    state = np.array([0, MASK_32, 0, 1, -1], np.int64)
+    out = np.empty(indices.size // 2 + _BYTES_PER_VOXEL * (indices.shape[2] + 1), np.uint8)
+    out, _ = _walk(state, out, indices, skipped, n_z, top, False)
+    return out[: finish_code(state, out)].copy()
+
+
+@njit(**_COMPILE)
+def decode_slab(payload, skipped, n_z, top, indices):  # type: ignore[no-untyped-def]
+    """Decode what `encode_slab` wrote into `indices`, where it is not skipped.
+
+    Returns
+    -------
+    bool
+        Whether an encoder can have written this payload, as far as its start, its length and the
+        range of the indices tell.
+    """
+    state = np.array([0, MASK_32, 0, 0, 0], np.int64)
+    if not start_decoder(state, payload):
+        return False
+    _, valid = _walk(state, payload, indices, skipped, n_z, top, True)
+    return valid and payload.size <= state[POSITION] <= payload.size + TAIL_BYTES
