@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import features_reference, postfilter_reference, tree_reference
+from tests import (
+    features_reference,
+    lattice_reference,
+    mask_reference,
+    postfilter_reference,
+    tree_reference,
+)
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, read_stream, write_stream
 from tinc_codec.bitstream.sections import Section
@@ -21,6 +27,8 @@ from tinc_codec.model.postfilter import (
     write_postfilter,
 )
 from tinc_codec.model.section import read_tree, write_tree
+from tinc_codec.quantise import lattice as lattice_module
+from tinc_codec.quantise.lattice import read_lattice, write_lattice
 from tinc_codec.quantise.scalar import q_step
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,6 +53,11 @@ LAYOUTS = {
         "filtered-least-conditioning": "<f4", "filtered-most-conditioning": "<f4",
         "filtered-answer-of-nothing": "<u2", "filtered-tree": "<f4",
         "filtered-tree-and-features": "|u1",
+    },
+    "1.3": {
+        "lattice-uint8-background": "|u1", "lattice-float32-nan": "<f4", "lattice-batch": ">u2",
+        "lattice-parts-big-endian-f-order": ">f4", "lattice-plane": "<f8", "lattice-line": ">i4",
+        "lattice-float16-padded": "<f2", "lattice-int8-one-point": "|i1",
     },
 }  # fmt: skip
 CASES = [(version, name) for version, layouts in LAYOUTS.items() for name in layouts]
@@ -80,6 +93,26 @@ def assert_voxels(found: np.ndarray, expected: np.ndarray, tolerance: float) -> 
         elif expected.dtype.itemsize < 8:
             allowed += float(np.spacing(np.abs(expected[finite]).max()))
         assert np.abs(a - b).max() <= allowed
+
+
+def lattice_of(header: Header) -> lattice_reference.ReferenceLattice:
+    """A lattice and the mask that it leaves out, as the second readers see them."""
+    info = header.info
+    return lattice_reference.read(
+        bytes(header.sections[Section.LATTICE]),
+        info.dtype,
+        info.batched_shape,
+        info.value_min,
+        info.value_max,
+        classes_of(header),
+    )
+
+
+def classes_of(header: Header) -> np.ndarray | None:
+    if Section.MASK not in header.sections:
+        return None
+    body = bytes(header.sections[Section.MASK])
+    return mask_reference.decode_reference(body, header.info.valid_extent)
 
 
 def tolerance_of(header: Header) -> float:
@@ -151,6 +184,19 @@ class TestGolden:
         assert position == kept["postfilter"].size
         assert write_postfilter(postfilter.widths, postfilter.conditioning, tensors) == body
 
+    def test_the_lattice_is_exact(self, version, name, monkeypatch):
+        stream, kept = load(version, name)
+        header = read(stream)
+        assert (Section.LATTICE in header.sections) == ("lattice" in kept)
+        if "lattice" not in kept:
+            return
+        body, classes = bytes(header.sections[Section.LATTICE]), classes_of(header)
+        found = read_lattice(body, header.info, classes, 1)
+        np.testing.assert_array_equal(found.indices, kept["lattice"])
+        planes = lattice_of(header).planes
+        monkeypatch.setattr(lattice_module, "_planes_per_slab", lambda shape: planes)
+        assert write_lattice(found, header.info, classes, 1) == body
+
     def test_voxels(self, version, name):
         stream, kept = load(version, name)
         voxels = kept["voxels"]
@@ -159,7 +205,10 @@ class TestGolden:
         assert found.shape == voxels.shape
         assert found.dtype.str == LAYOUTS[version][name]
         assert found.flags.f_contiguous == (found.ndim < 2 or name.endswith("f-order"))
-        assert_voxels(found, voxels, tolerance_of(read(stream)))
+        if "lattice" in kept:
+            np.testing.assert_array_equal(found, voxels)
+        else:
+            assert_voxels(found, voxels, tolerance_of(read(stream)))
 
     def test_the_second_readers(self, version, name):
         stream, kept = load(version, name)
@@ -180,6 +229,14 @@ class TestGolden:
             np.testing.assert_array_equal(features.symbols, kept["features"])
             t += features_reference.values_of(features)
             models += 1
+        if Section.LATTICE in header.sections:
+            lattice = lattice_of(header)
+            np.testing.assert_array_equal(lattice.indices, kept["lattice"])
+            found = lattice_reference.values_of(lattice, info.dtype, info.value_min, info.value_max)
+            found = found.reshape(info.valid_extent)
+            expected = kept["voxels"][info.valid_slices]
+            finite = np.isfinite(expected.astype("f8"))
+            np.testing.assert_array_equal(found[finite], expected[finite])
         if models == 0:
             return
         if Section.POSTFILTER in header.sections:
@@ -250,3 +307,25 @@ def test_the_filtered_streams_hold_what_their_names_say():
         assert (Section.FEATURES in header.sections) == (name != "filtered-tree")
     assert {len(found) for found in widths.values()} == {1, 2, 3}
     assert widths["filtered-widest"] == (64, 64, 64)
+
+
+def test_the_lattices_hold_what_their_names_say():
+    headers = {name: read(load("1.3", name)[0]) for name in LAYOUTS["1.3"]}
+    found = {name: lattice_of(header) for name, header in headers.items()}
+    for name, header in headers.items():
+        assert (Section.MASK in header.sections) == (name == "lattice-float32-nan")
+    voxels = load("1.3", "lattice-uint8-background")[1]["voxels"]
+    assert np.count_nonzero(voxels == 7) > voxels.size / 4
+    voxels = load("1.3", "lattice-float32-nan")[1]["voxels"]
+    assert np.count_nonzero(voxels == np.float32(0.1)) > voxels.size / 5
+    assert np.isnan(voxels).any()
+    assert np.isinf(voxels).any()
+    # Slabs of two volumes, the last of one; and of parts of volumes.
+    batch, parts = found["lattice-batch"], found["lattice-parts-big-endian-f-order"]
+    assert (batch.planes, batch.slabs) == (8, 3)
+    assert parts.planes < 7
+    assert parts.slabs > 2
+    assert {lattice.slabs for name, lattice in found.items() if "float" in name} == {1}
+    assert found["lattice-line"].escapes > 0
+    assert found["lattice-line"].largest_shift > 10
+    assert found["lattice-int8-one-point"].top == 0

@@ -1,6 +1,7 @@
 """Lattices: two readers agree, promises hold, damaged sections are errors."""
 
 import math
+import re
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -474,6 +475,27 @@ class TestBounds:
         assert encode_chunks(arrays, SOME) == [encode_chunk(array, SOME) for array in arrays]
 
 
+class TestSizes:
+    @pytest.mark.parametrize("ratio", [1.5, 2.0, 4.0, 8.0, 16.0, 50.0])
+    @pytest.mark.parametrize("dtype", ["u1", ">i2", "f4", "f8"])
+    def test_a_ratio_is_kept(self, dtype, ratio):
+        """By noise too, whose bytes hardly fall with the step."""
+        for kind in ("mixed", "noise"):
+            array = contents(kind, (14, 15, 16), dtype)
+            stream = encode_chunk(array, asked(ratio=ratio))
+            assert len(stream) * ratio <= array.nbytes
+            assert Section.LATTICE in header_of(stream).sections
+
+    @pytest.mark.parametrize("ratio", [900.0, 5000.0])
+    def test_a_ratio_that_no_chunk_has(self, ratio):
+        array = contents("mixed", (14, 15, 16), "u2")
+        with pytest.raises(TargetError, match="largest possible ratio for it is") as caught:
+            encode_chunk(array, asked(ratio=ratio))
+        (possible,) = map(float, re.findall(r"ratio for it is ([\d.]+);", str(caught.value)))
+        stream = encode_chunk(array, asked(ratio=possible))
+        assert len(stream) * possible <= array.nbytes
+
+
 class TestParameters:
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -758,6 +780,12 @@ class TestReading:
         assert np.isnan(found[0, 0, 0])
         block = decoded[4:, 4:, 4:]
         assert found[2, 2, 2] == pytest.approx(block[np.isfinite(block)].mean(), abs=1e-5)
+
+    def test_levels_of_the_largest_numbers(self):
+        array = np.random.default_rng(0).choice([-1.5e308, 0.0, 0.0, 1.5e308, 1.7e308], (6, 6, 6))
+        stream = encode_chunk(array, asked(max_error=1e307))
+        means = block_means(decode_chunk(stream) / 64, 1)
+        np.testing.assert_allclose(decode_level(stream, 1) / 64, means, rtol=0, atol=1e292)
 
     @pytest.mark.parametrize("dtype", ["u1", ">u2", "i4", "f2", ">f4", "f8"])
     def test_tensors_hold_what_arrays_hold(self, dtype):

@@ -20,7 +20,9 @@ from tinc_codec.fit import plan as plan_module
 from tinc_codec.metrics import Quality, measure
 from tinc_codec.params import MAX_EFFORT, EncodingParams
 
-MODELS = ("auto", "features", "tree")
+MODELS = ("auto", "features", "tree", "lattice")
+# With corrections, which a lattice has not, a bound on the error may be as small as any.
+CORRECTED = ("auto", "features", "tree")
 DTYPES = ("u1", "<u2", ">u4", "i1", ">i2", "<i4", "<f2", ">f2", "<f4", ">f4", "<f8", ">f8")
 SHAPES = (
     (2,),
@@ -147,6 +149,28 @@ class TestEveryChunk:
         assert f"psnr={psnr:g} dB" in refusal
         assert 'model="features"' in refusal
 
+    @settings(max_examples=60)
+    @given(
+        array=strategies.arrays(max_voxels=500),
+        target=st.one_of(
+            st.floats(0.01, 70).map(lambda psnr: {"psnr": psnr}),
+            st.sampled_from([{"max_error": 0.5}, {"max_error": 9.0}, {"ratio": 3.0}]),
+        ),
+    )
+    def test_a_lattice(self, array, target):
+        chosen = asked("lattice", **target)
+        try:
+            stream = encode_chunk(array, chosen)
+        except TargetError as error:
+            refusal = str(error)
+        else:
+            assert_kept(array, stream, chosen)
+            return
+        if "ratio" in target:
+            assert "largest possible ratio" in refusal or "uncompressed" in refusal
+        else:
+            assert 'model="auto"' in refusal
+
 
 class TestEveryShapeAndDtype:
     @every_target
@@ -250,7 +274,7 @@ class TestExtremes:
         array = extremes()[name]
         keep(array, asked(ratio=array.nbytes / 200))
 
-    @pytest.mark.parametrize("model", MODELS)
+    @pytest.mark.parametrize("model", CORRECTED)
     @pytest.mark.usefixtures("short_fits")
     def test_largest_and_smallest_numbers_there_are(self, model):
         array = smooth_volume((9, 8, 7))
@@ -284,7 +308,7 @@ class TestExactness:
         assert streams[0] == streams[1] == streams[2]
         assert quality_of(array, decode_chunk(streams[0]), streams[0]).max_error == 3
 
-    @pytest.mark.parametrize("model", MODELS)
+    @pytest.mark.parametrize("model", CORRECTED)
     @pytest.mark.parametrize("max_error", [0, 5e-324, 1e-30])
     @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
     @pytest.mark.usefixtures("short_fits")
@@ -377,14 +401,16 @@ class TestBytes:
     def test_corrections_pay(self):
         """With a bound on the error, the features alone would have to be much finer."""
         array = brain(32)
-        stream, quality = keep(array, asked(max_error=10))
+        stream, quality = keep(array, asked("features", max_error=10))
         assert Section.CORRECTIONS in header_of(stream).sections
         assert quality.max_error == 10
         alone = next(
             size
             for size, worst in (
                 (len(stream), quality_of(array, decode_chunk(stream), stream).max_error)
-                for stream in (encode_chunk(array, asked(psnr=p)) for p in range(35, 70))
+                for stream in (
+                    encode_chunk(array, asked("features", psnr=p)) for p in range(35, 70)
+                )
             )
             if worst <= 10
         )

@@ -27,8 +27,8 @@ from tinc_codec.model.render import model_values, read_model
 from tinc_codec.model.wavelet import inverse
 from tinc_codec.params import MAX_EFFORT, EncodingParams
 
-MODELS = ("auto", "tree", "features")
-SECTIONS = {"tree": Section.TREE, "features": Section.FEATURES}
+MODELS = ("auto", "tree", "features", "lattice")
+SECTIONS = {"tree": Section.TREE, "features": Section.FEATURES, "lattice": Section.LATTICE}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ class TestModels:
             assert models_of(stream) <= allowed
             assert decode_chunk(stream).shape == array.shape
 
-    @pytest.mark.parametrize("model", ["tree", "features"])
+    @pytest.mark.parametrize("model", SECTIONS)
     @pytest.mark.parametrize("target", [{"psnr": 8.0}, {"max_error": 40.0}])
     def test_one_that_is_asked_for_is_the_one_stored(self, model, target):
         stream = encode_chunk(brain(16), EncodingParams(model=model, effort=0, **target))

@@ -149,7 +149,8 @@ def _most_on_device(
 
 def _encode_part(jobs: Sequence[_Job], params: EncodingParams, device: str) -> list[bytes]:
     """Encode chunks that are not constant, together."""
-    from tinc_codec.fit.sharing import Work, encode_models
+    from tinc_codec.fit.sharing import encode_models
+    from tinc_codec.fit.work import Work
 
     with config.cpu_slots() as threads:
         works = [

@@ -221,7 +221,8 @@ def _refit(
     threads: int,
 ) -> Iterator[bytes]:
     """Fit the chunk anew, and correct untouched voxels by what is left of the bound for them."""
-    from tinc_codec.fit.sharing import Work, encode_models
+    from tinc_codec.fit.sharing import encode_models
+    from tinc_codec.fit.work import Work
     from tinc_codec.model.render import model_values, read_model
 
     info, found_classes = analyse(array)
@@ -240,9 +241,11 @@ def _refit(
         _never,
     )
     # A bound of 0 has no use for models of floats: all that it asks for is corrections.
+    # Where no lattice is fine enough for what is left, features with corrections are.
+    preferred = "auto" if params.model == "lattice" else params.model
     for bound in {limit, left if left > 0 or array.dtype.kind in "iu" else limit}:
         # A lattice cannot be corrected: it must keep the untouched voxels by itself.
-        model_name = "features" if bound > left and params.model != "tree" else params.model
+        model_name = "features" if bound > left and preferred != "tree" else preferred
         fitted = replace(params, max_error=bound, model=model_name)
         (bodies,) = encode_models([work], fitted, "cpu", threads)
         if Section.LATTICE in bodies:
@@ -288,8 +291,8 @@ def _what_is_left(header: Header, limit: float) -> float:
 
 def _tolerance(header: Header) -> float:
     """Give what two readers may differ by in t."""
-    from tinc_codec.fit.sharing import TREE_TOLERANCE
     from tinc_codec.model.features import TOLERANCE
+    from tinc_codec.model.section import TREE_TOLERANCE
 
     if Section.LATTICE in header.sections:
         return 0.0

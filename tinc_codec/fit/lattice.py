@@ -1,6 +1,7 @@
 """Chunks -> lattice sections that keep a promise of quality."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,8 @@ from tinc_codec.volume.chunk import FINITE, ChunkInfo
 
 _SAMPLED_VOXELS = 1 << 16
 _STEP_MARGIN = 1 - 2.0**-20
-_ROUNDINGS = 4
-"""Roundings of float64 between a voxel and what it is decoded to, at most."""
+_ROUNDINGS = {2: 0.5, 4: 0.5, 8: 2.0}
+"""By size of float: what rounding may add to an error, in distances between adjacent values."""
 _SEARCHES = 8
 
 Measure = Callable[[np.ndarray], float]
@@ -81,9 +82,9 @@ class LatticeFit:
         if info.dtype.kind != "f":
             return self._lattice(2 * math.floor(min(max_error, self._span)) + 1)
         largest = max(abs(info.value_min), abs(info.value_max))
-        rounding = float(abs(largest - np.nextafter(largest, largest.dtype.type(0))))
-        bound = min(max_error, self._span) - _ROUNDINGS * rounding
-        lattice = self._lattice(2 * bound * _STEP_MARGIN)
+        spacing = float(abs(largest - np.nextafter(largest, largest.dtype.type(0))))
+        bound = min(max_error - _ROUNDINGS[info.dtype.itemsize] * spacing, self._span)
+        lattice = self._lattice(min(2 * bound * _STEP_MARGIN, sys.float_info.max))
         if lattice is None or not self._largest_error(lattice) <= max_error:
             return None
         return lattice
@@ -105,14 +106,19 @@ class LatticeFit:
         """
         decoded = np.empty(self._original.shape, self._info.dtype)
         best: Lattice | None = None
+        margin = _LEAST_MARGIN
 
         def judge(lattice: Lattice) -> tuple[bool, float]:
-            nonlocal best
+            nonlocal best, margin
             from_lattice(lattice, self._info, decoded)
             surplus = measure(decoded) - wanted
-            if surplus >= 0:
+            is_fine = surplus >= 0
+            if is_fine:
                 best = lattice
-            return surplus >= 0, 10 ** (min(max(surplus, -_MOST_CHANGE), _MOST_CHANGE) / 20)
+            elif best is None:
+                # Trials that aim at what is wanted may come near it for ever, from below.
+                surplus, margin = surplus - margin, 2 * margin
+            return is_fine, 10 ** (min(max(surplus, -_MOST_CHANGE), _MOST_CHANGE) / 20)
 
         self._search(self._guess(wanted), judge)
         return best
@@ -136,6 +142,8 @@ class LatticeFit:
             The section.
         Lattice
         """
+        if limit_bytes < 1:
+            return None
         best: tuple[bytes, Lattice] | None = None
 
         def judge(lattice: Lattice) -> tuple[bool, float]:
@@ -151,10 +159,16 @@ class LatticeFit:
             factor = (filled / _AIM) ** _STEEPNESS
             return not fits, min(max(factor, 0.1 if fits else _LEAST_CHANGE), 10.0)
 
-        self._search(step, judge)
+        fine = self._search(step, judge)
+        # What is too fine is left behind fast, even where bytes hardly fall with the step.
+        while best is None and not is_coarse and 0 < fine <= 2 * self._span:
+            fine *= 4
+            lattice = self._lattice(fine)
+            if lattice is not None:
+                judge(lattice)
         return best
 
-    def _search(self, step: float, judge: Callable[[Lattice], tuple[bool, float]]) -> None:
+    def _search(self, step: float, judge: Callable[[Lattice], tuple[bool, float]]) -> float:
         """Try steps until those that are finer and those that are coarser than one sought meet.
 
         Parameters
@@ -164,21 +178,27 @@ class LatticeFit:
         judge : callable
             From a lattice to whether it is too fine, or may be coarser, and by what its step is to
             be multiplied; by 1 where it is good enough.
+
+        Returns
+        -------
+        float
+            The coarsest step that was too fine, 0 if none was.
         """
         fine, coarse = 0.0, math.inf
         for _ in range(_SEARCHES):
             chosen = self._between(step, fine, coarse)
             if chosen is None:
-                return
+                break
             lattice = self._lattice(chosen)
             if lattice is None:
                 fine, step = chosen, 2 * chosen
                 continue
             is_fine, factor = judge(lattice)
-            if factor == 1:
-                return
             fine, coarse = (chosen, coarse) if is_fine else (fine, chosen)
+            if factor == 1:
+                break
             step = chosen * factor
+        return fine
 
     def least_bytes(self) -> int:
         """Count the bytes of a lattice so coarse that nothing is left to say."""
@@ -250,6 +270,8 @@ _PROMISING = 1.25
 """Few planes take more bytes each than many, since all is learnt anew."""
 _MOST_CHANGE = 12.0
 """In dB: how far one trial may be from the next."""
+_LEAST_MARGIN = 0.01
+"""In dB: how much more is aimed at than is wanted, after a trial that fell short of it."""
 _CLOSE = 1.003
 """Ratio of steps between which no better one is sought."""
 

@@ -1,14 +1,12 @@
 """Chunks -> model sections that keep a promise: what goes to hyper layers, what to features."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import NoReturn
 
 import numpy as np
 
-from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
 from tinc_codec.fit.features import (
@@ -20,11 +18,18 @@ from tinc_codec.fit.features import (
 )
 from tinc_codec.fit.filtered import FilteredFeatures, filtered_to_quality, filtered_to_size
 from tinc_codec.fit.lattice import LatticeFit
-from tinc_codec.metrics import psnr
+from tinc_codec.fit.trees_alone import encode_trees_alone, fit_trees, tree_values
+from tinc_codec.fit.work import (
+    PSNR_MARGIN,
+    Sections,
+    Work,
+    decoded_psnr,
+    quality_of,
+    section_bytes,
+    values_of,
+)
 from tinc_codec.model.budget import smallest_section
-from tinc_codec.model.evaluate import store_values
 from tinc_codec.model.features import MAX_VOXELS, TOLERANCE, coded_step
-from tinc_codec.model.render import model_values, read_model
 from tinc_codec.params import EncodingParams
 from tinc_codec.quantise.corrections import (
     Corrections,
@@ -33,48 +38,10 @@ from tinc_codec.quantise.corrections import (
     write_corrections,
 )
 from tinc_codec.quantise.lattice import MAX_TOP, from_lattice
-from tinc_codec.volume.chunk import ChunkInfo, value_mapping
+from tinc_codec.volume.chunk import value_mapping
 
 _BOUND_PASSES = (3, 3, 4, 5, 6, 8, 10, 12, 14, 16)
 """How many steps are tried beyond the first where errors are bounded."""
-_PSNR_MARGIN = 0.001
-"""In dB: what another device's rounding may cost."""
-
-Sections = dict[int, bytes]
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """A chunk that waits for its model.
-
-    Attributes
-    ----------
-    original : ndarray
-        Shape (B, z, y, x), of the chunk's dtype: its valid extent.
-    values : ndarray of float32
-        The same normalised.
-    info : ChunkInfo
-    classes : ndarray of uint8 or None
-        Of as many voxels; not 0 where a voxel does not count.
-    room : callable
-        From the ids of sections to the bytes that their bodies may have together, where a ratio
-        is asked for; none where that is not positive.
-    refuse : callable
-        From the least bytes per section id that the chunk can have to a `TargetError` that says
-        so; never returns.
-    """
-
-    original: np.ndarray
-    values: np.ndarray
-    info: ChunkInfo
-    classes: np.ndarray | None
-    room: Callable[[Sequence[int]], int]
-    refuse: Callable[[Mapping[int, int]], NoReturn]
-
-    @property
-    def counted(self) -> np.ndarray | None:
-        """Which voxels count; None for all."""
-        return None if self.classes is None else self.classes.reshape(self.values.shape) == 0
 
 
 def encode_features(
@@ -87,7 +54,7 @@ def encode_features(
     if params.ratio is not None:
         return _within_ratio(work, target, {}, params, device, threads)
     if params.psnr is not None:
-        wanted, measure = params.psnr + _PSNR_MARGIN, quality_of(work, threads)
+        wanted, measure = params.psnr + PSNR_MARGIN, quality_of(work, threads)
         found = filtered_to_quality(target, wanted, measure, params, threads)
         return None if found is None else _sections_of(found)
     assert params.max_error is not None
@@ -104,7 +71,7 @@ def _within_ratio(
     threads: int,
 ) -> Sections | None:
     """Find features, and a post-filter where it pays, within the ratio beside other sections."""
-    used = _size(others)
+    used = section_bytes(others)
     alone = work.room([*others, Section.FEATURES]) - used
     together = work.room([*others, Section.FEATURES, Section.POSTFILTER]) - used
     found = filtered_to_size(target, alone, together, params, device, threads)
@@ -116,17 +83,6 @@ def _sections_of(found: FilteredFeatures) -> Sections:
     if found.postfilter is not None:
         sections[int(Section.POSTFILTER)] = found.postfilter
     return sections
-
-
-def quality_of(work: Work, threads: int) -> Callable[[np.ndarray], float]:
-    """Make a function from t to the PSNR that it reaches."""
-    decoded = np.empty(work.values.shape, work.info.dtype)
-
-    def measure(values: np.ndarray) -> float:
-        store_values(values, work.info, decoded, threads)
-        return psnr(work.original, decoded, work.counted)
-
-    return measure
 
 
 def _bounded(work: Work, fit: FeatureFit, max_error: float, passes: int) -> Sections:
@@ -150,99 +106,6 @@ def _bounded(work: Work, fit: FeatureFit, max_error: float, passes: int) -> Sect
     if len(found):
         sections[int(Section.CORRECTIONS)] = write_corrections(found, work.info)
     return sections
-
-
-def encode_trees_alone(
-    works: Sequence[Work], params: EncodingParams, device: str, threads: int
-) -> list[Sections]:
-    """Encode chunks as trees alone; with a ratio, those of one shape are fitted together.
-
-    Raises
-    ------
-    TargetError
-        If a tree cannot keep the promise.
-    """
-    if params.ratio is not None:
-        limits = [work.room([Section.TREE]) for work in works]
-        for work, limit in zip(works, limits, strict=True):
-            least = smallest_section(work.values.shape)
-            if limit < least:
-                work.refuse({Section.TREE: least})
-        bodies = _fit_trees(works, limits, params, device, threads)
-        return [{int(Section.TREE): body} for body in bodies]
-    return [_search_tree(work, params, device, threads) for work in works]
-
-
-def _fit_trees(
-    works: Sequence[Work], limits: Sequence[int], params: EncodingParams, device: str, threads: int
-) -> list[bytes]:
-    from tinc_codec.fit.encoder import encode_trees
-
-    return encode_trees(
-        [work.values for work in works],
-        [work.classes for work in works],
-        limits,
-        params,
-        device,
-        threads,
-    )
-
-
-def tree_values(body: bytes, work: Work, threads: int) -> np.ndarray:
-    """Evaluate a tree section on the CPU: t as float32 of shape (B, z, y, x), not clipped."""
-    return _values_of({int(Section.TREE): body}, work, threads)
-
-
-def _search_tree(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
-    """Find a short tree that keeps a promise on quality, by a few fits of different sizes."""
-    grid = work.values.shape
-    least, most = smallest_section(grid), max(64, 4 * work.values.size)
-    measure = quality_of(work, threads)
-    best: Sections | None = None
-    low, high = math.log2(least), math.log2(max(most, 2 * least))
-    size = math.log2(max(least, work.original.nbytes / _FIRST_RATIO))
-    for _ in range(_TREE_FITS):
-        limit = max(least, round(2.0**size))
-        (body,) = _fit_trees([work], [limit], params, device, threads)
-        values = tree_values(body, work, threads)
-        sections: Sections = {int(Section.TREE): body}
-        if params.psnr is not None:
-            excess = measure(values) - params.psnr - _PSNR_MARGIN
-            if excess >= 0:
-                best, high = sections, min(high, size)
-            else:
-                low = max(low, size)
-            wanted = size - excess / _PSNR_PER_OCTAVE + 0.02
-            if best is not None and high - low < 0.05:
-                break
-        else:
-            assert params.max_error is not None
-            found = find_corrections(
-                work.original, values, work.info, work.classes, params.max_error, TREE_TOLERANCE
-            )
-            if len(found):
-                sections[int(Section.CORRECTIONS)] = write_corrections(found, work.info)
-            if best is not None and _size(sections) >= _size(best):
-                break
-            best, wanted = sections, size + 1
-        size = wanted if low < wanted < high else (low + high) / 2
-    if best is None:
-        raise TargetError(
-            f"a tree does not reach psnr={params.psnr:g} dB in {_TREE_FITS} fits of up to "
-            f'{round(2.0**low)} bytes; use model="features", a larger ratio or less'
-        )
-    return best
-
-
-_FIRST_RATIO = 64
-_TREE_FITS = 6
-_PSNR_PER_OCTAVE = 1.8
-TREE_TOLERANCE = 2.0**-14
-"""Readers may differ by so much in t: `docs/format.md` §7.6."""
-
-
-def _size(sections: Sections) -> int:
-    return sum(map(len, sections.values()))
 
 
 def encode_models(
@@ -313,8 +176,8 @@ def _better_lattice(work: Work, features: Sections, threads: int) -> Sections | 
     body, lattice = found
     decoded = np.empty(work.values.shape, work.info.dtype)
     from_lattice(lattice, work.info, decoded)
-    reached = quality_of(work, threads)(_values_of(features, work, threads))
-    return {int(Section.LATTICE): body} if _psnr_of(work, decoded) > reached else None
+    reached = quality_of(work, threads)(values_of(features, work, threads))
+    return {int(Section.LATTICE): body} if decoded_psnr(work, decoded) > reached else None
 
 
 _LATTICE_STEP = 0.75
@@ -331,11 +194,11 @@ def _lattice_alone(work: Work, params: EncodingParams, threads: int) -> Sections
     """
     lattices = LatticeFit(work.original, work.info, work.classes, threads)
     if params.ratio is None:
-        body = lattices.write_within(params.max_error, params.psnr, partial(_psnr_of, work))
+        body = lattices.write_within(params.max_error, params.psnr, partial(decoded_psnr, work))
     else:
         room = work.room([Section.LATTICE])
         scale, _, span, _, _ = value_mapping(work.info)
-        found = lattices.of_size(room, span / scale / _FIRST_RATIO)
+        found = lattices.of_size(room, span / scale / _FIRST_STEPS)
         if found is None:
             work.refuse({Section.LATTICE: lattices.least_bytes()})
         body, _ = found
@@ -356,7 +219,7 @@ def _cheapest(work: Work, params: EncodingParams, device: str, threads: int) -> 
         If neither keeps it.
     """
     lattices = LatticeFit(work.original, work.info, work.classes, threads)
-    quality = partial(_psnr_of, work)
+    quality = partial(decoded_psnr, work)
     body, features = None, None
     if params.max_error is not None:
         body = lattices.write_within(params.max_error, None, quality)
@@ -364,22 +227,20 @@ def _cheapest(work: Work, params: EncodingParams, device: str, threads: int) -> 
         features = encode_features(work, params, device, threads)
         if params.psnr is not None and (
             features is None
-            or lattices.estimate_quality(params.psnr) < _ESTIMATE_MARGIN * _size(features)
+            or lattices.estimate_quality(params.psnr) < _ESTIMATE_MARGIN * section_bytes(features)
         ):
             body = lattices.write_within(None, params.psnr, quality)
-    if body is not None and (features is None or len(body) < _size(features)):
+    if body is not None and (features is None or len(body) < section_bytes(features)):
         return {int(Section.LATTICE): body}
     return _fallback(work, params, device, threads) if features is None else features
 
 
+_FIRST_STEPS = 64
+"""Points of the lattice that is tried first."""
 _DENSE_BITS = 1.3
 """Bits per voxel from which on features with corrections were never the shorter."""
 _ESTIMATE_MARGIN = 1.5
 """So far may what is estimated from a part of the chunk be off, for a step that is only guessed."""
-
-
-def _psnr_of(work: Work, decoded: np.ndarray) -> float:
-    return psnr(work.original, decoded, work.counted)
 
 
 def _best_share(
@@ -388,12 +249,12 @@ def _best_share(
     """Find out whether a tree, alone or with features on what it leaves, beats features alone."""
     grid = work.values.shape
     measure = quality_of(work, threads)
-    best, reached = features, measure(_values_of(features, work, threads))
+    best, reached = features, measure(values_of(features, work, threads))
     room = work.room([Section.TREE])
     if smallest_section(grid) > room:
         return best
     scout_effort, gain = _SCOUTS[params.effort - TREE_EFFORT]
-    (scout,) = _fit_trees([work], [room], replace(params, effort=scout_effort), device, threads)
+    (scout,) = fit_trees([work], [room], replace(params, effort=scout_effort), device, threads)
     if measure(tree_values(scout, work, threads)) + gain < reached:
         return best
     trained = replace(params, effort=params.effort - _EFFORT_OF_FEATURES)
@@ -401,7 +262,7 @@ def _best_share(
         sections = _shared(work, share, trained, device, threads)
         if sections is None:
             continue
-        quality = measure(_values_of(sections, work, threads))
+        quality = measure(values_of(sections, work, threads))
         if quality > reached:
             best, reached = sections, quality
     return best
@@ -428,20 +289,12 @@ def _shared(
     limit = math.floor(room * share)
     if limit < smallest_section(grid):
         return None
-    (body,) = _fit_trees([work], [limit], params, device, threads)
+    (body,) = fit_trees([work], [limit], params, device, threads)
     if alone:
         return {int(Section.TREE): body}
     base = tree_values(body, work, threads)
     target = FeatureTarget(work.values, demands_of(work.values, work.classes), base)
     return _within_ratio(work, target, {int(Section.TREE): body}, params, device, threads)
-
-
-def _values_of(sections: Sections, work: Work, threads: int) -> np.ndarray:
-    """Evaluate model sections as a reader does: t as float32 [B, z, y, x], not clipped."""
-    header = Header(work.info, 0.0, 0.0, sections)
-    model = read_model(header)
-    assert model is not None
-    return model_values(model, threads)
 
 
 def _fallback(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:

@@ -128,17 +128,24 @@ def _means_of_decoded(
     voxels = render_region(open_sections(header), region, threads).astype(np.float64)
     counts = np.isfinite(voxels).astype(np.float64)
     sums = np.where(counts, voxels, 0.0)
+    # Sums of the largest float64 overflow, their means do not.
+    scale = 2.0 ** (-SPATIAL_NDIM * level if np.abs(sums).max() > _LARGE else 0)
+    sums *= scale
     for axis in range(max(0, voxels.ndim - SPATIAL_NDIM), voxels.ndim):
         starts = np.arange(0, voxels.shape[axis], 1 << level)
         sums, counts = (np.add.reduceat(array, starts, axis=axis) for array in (sums, counts))
     with np.errstate(invalid="ignore"):
-        means = sums / counts
+        means = sums / counts / scale
     out = allocate(replace(info, shape=level_shape(info.shape, level)))
     out[...] = 0
     inside = tuple(slice(0, n) for n in means.shape)
     out[inside] = np.rint(means) if info.dtype.kind in "iu" else means
     out.flags.writeable = False
     return out
+
+
+_LARGE = 1e200
+"""Values from which on sums over all blocks may overflow."""
 
 
 def _means(header: Header, level: int, threads: int) -> np.ndarray:

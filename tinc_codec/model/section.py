@@ -19,6 +19,8 @@ _SCALING = struct.Struct("<ff")
 MAX_SCALING = 256
 UNEQUAL = 0
 """Stands for a level's width where a width per node follows."""
+TREE_TOLERANCE = 2.0**-14
+"""Readers may differ by so much in t: `docs/format.md` §7.6."""
 
 
 @dataclass(frozen=True)

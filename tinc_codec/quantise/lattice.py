@@ -19,7 +19,7 @@ import numpy as np
 from tinc_codec.bitstream.reader import ByteReader, byte_view
 from tinc_codec.bitstream.scalars import read_scalar, write_scalar
 from tinc_codec.bitstream.varint import write_varint
-from tinc_codec.errors import CorruptStreamError
+from tinc_codec.errors import CorruptStreamError, TruncatedStreamError
 from tinc_codec.volume.chunk import FINITE, ChunkInfo
 
 MAX_TOP = (1 << 24) - 1
@@ -159,10 +159,11 @@ def values_of(points: Points, indices: np.ndarray, info: ChunkInfo) -> np.ndarra
     """
     steps = indices.astype(np.int64) - points.below
     if info.dtype.kind == "f":
-        # Two operations, each rounded to float64.
-        moved = steps * points.step
+        # Two operations, each rounded to float64; what overflows is limited like all else.
         low, high = float(info.value_min), float(info.value_max)
-        return np.clip(moved + float(points.origin), low, high).astype(info.dtype)
+        with np.errstate(over="ignore"):
+            moved = steps * points.step + float(points.origin)
+        return np.clip(moved, low, high).astype(info.dtype)
     steps *= int(points.step)
     steps += int(points.origin)
     return np.clip(steps, int(info.value_min), int(info.value_max)).astype(info.dtype)
@@ -232,8 +233,8 @@ def read_lattice(
     ----------
     data : bytes-like
     info : ChunkInfo
-        Not constant. Memory stays below 5 bytes per voxel of its valid extent and some per row,
-        whatever `data` says.
+        Not constant. Memory stays near 5 bytes per voxel of its valid extent and 24 per voxel of
+        a plane of each slab that is decoded at once, whatever `data` says.
     classes : ndarray of uint8 or None
         As many voxels, 0 where one is finite.
     threads : int
@@ -260,7 +261,12 @@ def read_lattice(
         raise CorruptStreamError(
             f"lattice: {planes} planes per slab do not fit {shape[0]} volumes of {shape[1]}"
         )
-    # Lengths first, so that few bytes cannot ask for a large array.
+    # Lengths first, so that few bytes cannot ask for a large array or for many slabs.
+    count = _slab_count(shape, planes)
+    if count > reader.remaining:
+        raise TruncatedStreamError(
+            f"lattice: lengths of {count} slabs expected, {reader.remaining} bytes found"
+        )
     parts = list(_slabs(shape, planes))
     lengths = [reader.read_varint("lattice: length of a slab") for _ in parts]
     payloads = [
@@ -345,6 +351,12 @@ def _planes_per_slab(shape: tuple[int, ...]) -> int:
 def _is_cut(planes: int, shape: tuple[int, ...]) -> bool:
     volumes, n_z = shape[:2]
     return 1 <= planes <= n_z or (planes % n_z == 0 and 1 <= planes <= volumes * n_z)
+
+
+def _slab_count(shape: tuple[int, ...], planes: int) -> int:
+    """Count what `_slabs` gives."""
+    volumes, n_z = shape[:2]
+    return volumes * -(-n_z // planes) if planes <= n_z else -(-volumes * n_z // planes)
 
 
 def _slabs(shape: tuple[int, ...], planes: int) -> Iterator[slice]:

@@ -114,7 +114,7 @@ def _code_escape(state, stream, value, decoding):  # type: ignore[no-untyped-def
 
 
 @njit(**_COMPILE)
-def _start_row(values, misses, z, y):  # type: ignore[no-untyped-def]
+def _start_row(values, z, y):  # type: ignore[no-untyped-def]
     """Set what stands for neighbours outside the volume, before a row is coded."""
     row = values[z % 3, y + 2]
     row[0] = row[1] = values[z % 3, y + 1, 2]
@@ -123,11 +123,6 @@ def _start_row(values, misses, z, y):  # type: ignore[no-untyped-def]
         values[z % 3, 0] = before
         values[z % 3, 1] = before
         row[0] = row[1] = before[2]
-    if z == 0:
-        for plane in range(1, 3):
-            for j in range(y + 1, y + 4):
-                values[plane, j] = values[0, y + 1]
-                misses[plane, j] = misses[0, y + 1]
 
 
 @njit(**_COMPILE)
@@ -152,8 +147,9 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
         False where no encoder can have written it.
     """
     n_planes, n_y, n_x = indices.shape
-    values = np.zeros((3, n_y + 4, n_x + 4), np.int64)
-    misses = np.zeros((3, n_y + 4, n_x + 4), np.int64)
+    n_kept = min(3, n_z, n_planes)
+    values = np.zeros((n_kept, n_y + 4, n_x + 4), np.int32)
+    misses = np.zeros((n_kept, n_y + 4, n_x + 4), np.int32)
     unary = np.full(_LEVELS * _KINDS * _FRACTIONS * _UNARY, _FIRST_ESTIMATE, np.uint32)
     halves = np.full(_LEVELS * _HALVES, _FIRST_ESTIMATE, np.uint32)
     signs = np.full(_LEVELS * 9, _FIRST_ESTIMATE, np.uint32)
@@ -168,7 +164,7 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
         if z == 0 and plane > 0:
             values[:] = 0
             misses[:] = 0
-        a, b, c = z % 3, (z - 1) % 3, (z - 2) % 3 if z != 1 else 0
+        a, b, c = z % 3, max(z - 1, 0) % 3, max(z - 2, 0) % 3
         for y in range(n_y):
             if decoding:
                 if state[POSITION] > stream.size + TAIL_BYTES:
@@ -179,26 +175,28 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
                     grown = np.empty(2 * needed, np.uint8)
                     grown[: stream.size] = stream
                     stream = grown
-            _start_row(values, misses, z, y)
+            _start_row(values, z, y)
             j = y + 2
+            # Before the first plane, the row above stands for all that planes before would hold.
+            up, mid, down = (j - 1, j - 1, j - 1) if z == 0 else (j - 1, j, j + 1)
             for x in range(n_x):
                 k = x + 2
-                left, above, before = values[a, j, k - 1], values[a, j - 1, k], values[b, j, k]
+                left, above, before = values[a, j, k - 1], values[a, j - 1, k], values[b, mid, k]
                 base = (left + above + before) // 3
                 f[0], f[1], f[2] = left - base, above - base, before - base
                 f[3] = values[a, j - 1, k - 1] - base
                 f[4] = values[a, j - 1, k + 1] - base
-                f[5] = values[b, j, k - 1] - base
-                f[6] = values[b, j - 1, k] - base
-                f[7] = values[b, j, k + 1] - base
-                f[8] = values[b, j + 1, k] - base
+                f[5] = values[b, mid, k - 1] - base
+                f[6] = values[b, up, k] - base
+                f[7] = values[b, mid, k + 1] - base
+                f[8] = values[b, down, k] - base
                 f[9] = values[a, j, k - 2] - base
                 f[10] = values[a, j - 2, k] - base
-                f[11] = values[c, j, k] - base
-                f[12] = values[b, j - 1, k - 1] - base
-                f[13] = values[b, j - 1, k + 1] - base
-                f[14] = values[b, j + 1, k - 1] - base
-                f[15] = values[b, j + 1, k + 1] - base
+                f[11] = values[c, mid, k] - base
+                f[12] = values[b, up, k - 1] - base
+                f[13] = values[b, up, k + 1] - base
+                f[14] = values[b, down, k - 1] - base
+                f[15] = values[b, down, k + 1] - base
                 f[16] = values[a, j - 1, k - 2] - base
                 f[17] = values[a, j - 2, k - 1] - base
                 f[18] = values[a, j - 2, k + 1] - base
@@ -214,10 +212,10 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
                 for t in range(9):
                     texture |= np.int64((f[t] << _FRACTION_BITS) > relative) << t
                 off = (
-                    2 * (misses[a, j, k - 1] + misses[a, j - 1, k] + misses[b, j, k])
-                    + misses[a, j - 1, k - 1] + misses[a, j - 1, k + 1] + misses[b, j, k - 1]
-                    + misses[b, j - 1, k] + misses[b, j, k + 1] + misses[b, j + 1, k]
-                    + misses[a, j, k - 2] + misses[a, j - 2, k] + misses[c, j, k]
+                    2 * (misses[a, j, k - 1] + misses[a, j - 1, k] + misses[b, mid, k])
+                    + misses[a, j - 1, k - 1] + misses[a, j - 1, k + 1] + misses[b, mid, k - 1]
+                    + misses[b, up, k] + misses[b, mid, k + 1] + misses[b, down, k]
+                    + misses[a, j, k - 2] + misses[a, j - 2, k] + misses[c, mid, k]
                 )  # fmt: skip
                 rough = (
                     abs(f[0] - f[3]) + abs(f[1] - f[3]) + abs(f[1] - f[4])
