@@ -137,6 +137,7 @@ class Trainer:
         self._best = torch.full_like(self._target, torch.inf)
         self._variance = torch.from_numpy(leaf_variances(blocks, weights)).to(device)
         self._safe = self._p.clone()
+        self._safe_steps = self._log_steps.clone()
         self._step_moments = (torch.zeros_like(self._log_steps), torch.zeros_like(self._log_steps))
 
     def run(self) -> FitResult:
@@ -155,8 +156,8 @@ class Trainer:
         try:
             with torch.no_grad():
                 for step in range(plan.steps):
-                    if step < noise_from and step % _GUARD_STEPS == _GUARD_STEPS - 1:
-                        self._guard()
+                    if step < round_from and step % _GUARD_STEPS == _GUARD_STEPS - 1:
+                        self._guard(step >= noise_from)
                     if step == noise_from:
                         self._start_steps()
                     if step == round_from:
@@ -208,20 +209,25 @@ class Trainer:
         if self._keep is not None:
             p.mul_(self._keep)
 
-    def _guard(self) -> None:
+    def _guard(self, is_noisy: bool) -> None:
         """Remember the chunks that do well; take those that ran away back, at half the pace."""
-        least, most = (factor * self._best for factor in _RUN_AWAY)
-        half_way = (self._best + self._variance) / 2
-        failed = ~(self._mse <= half_way.clamp(least, most))
+        bound = (self._best + self._variance) / 2
+        if not is_noisy:
+            # Noise of the size that rounding will have may well cost more than that.
+            least, most = (factor * self._best for factor in _RUN_AWAY)
+            bound = bound.clamp(least, most)
+        failed = ~(self._mse <= bound)
         if bool(failed.any()):
             where = failed[:, None, None]
             self._p = torch.where(where, self._safe, self._p)
+            self._log_steps = torch.where(failed[:, None], self._safe_steps, self._log_steps)
             self._optimiser.stop(failed.repeat_interleave(self._p.shape[1]))
             self._pace[failed] *= 0.5
             self._mse = torch.where(failed, self._best, self._mse)
         better = self._mse < self._best
         self._best = torch.where(better, self._mse, self._best)
         self._safe = torch.where(better[:, None, None], self._p, self._safe)
+        self._safe_steps = torch.where(better[:, None], self._log_steps, self._safe_steps)
 
     def _learn_steps(
         self,
@@ -245,6 +251,7 @@ class Trainer:
             dim=1,
         )
         self._log_steps = (largest * 2 / 2**_INITIAL_BITS).clamp_min(1e-6).log()
+        self._safe_steps = self._log_steps.clone()
 
     def _settle_steps(self) -> None:
         """Move the steps to codes of the format, at which the code has the target's length."""
