@@ -337,6 +337,29 @@ class TestTraining:
             np.testing.assert_array_equal(alone.parameters, together.parameters[chosen])
             np.testing.assert_array_equal(alone.codes, together.codes[chosen])
 
+    @pytest.mark.parametrize("before", ["_start_steps", "_calibrate"])
+    def test_a_chunk_that_runs_away_is_taken_back(self, before, monkeypatch):
+        """While weights are exact and while they are noisy; its neighbour does not notice."""
+        blocks, bits = target_blocks(2), np.array([1200.0, 1200.0])
+        plan = FitPlan(steps=1000, samples=24, learning_rate=0.01, pruning="none")
+        calm = Trainer(SHAPE, blocks, None, bits, plan, "cpu", 1)
+        undisturbed = calm.run()
+        plain, shocks = getattr(Trainer, before), []
+
+        def shock(trainer):
+            plain(trainer)
+            if not shocks:
+                shocks.append(before)
+                trainer._p[0] *= 12
+
+        monkeypatch.setattr(Trainer, before, shock)
+        trainer = Trainer(SHAPE, blocks, None, bits, plan, "cpu", 1)
+        disturbed = trainer.run()
+        assert shocks
+        assert trainer._pace[0] < 1 == trainer._pace[1]
+        assert trainer._mse[0] < (calm._mse[0] + calm._variance[0]) / 2
+        np.testing.assert_array_equal(disturbed.parameters[1], undisturbed.parameters[1])
+
     def test_a_mask_of_ones_changes_nothing(self):
         blocks = target_blocks(2)
         plain = train(blocks)
