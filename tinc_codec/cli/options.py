@@ -27,7 +27,7 @@ Compressed = Annotated[
 ]
 Variable = Annotated[str | None, typer.Option(help="Which array of SRC, where there are several.")]
 Effort = Annotated[int, typer.Option(min=0, max=9, help="Encode time spent on quality.")]
-Model = Annotated[str, typer.Option(help="What a chunk's bytes go to: auto, features, tree or lattice.")]
+Model = Annotated[str, typer.Option(help="What bytes go to: auto, features, tree or lattice.")]
 ChunkEdges = Annotated[
     str | None,
     typer.Option(help="Edge of the chunks: 64, or per axis 64,64,64. Default: up to 128."),
