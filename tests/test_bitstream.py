@@ -5,7 +5,6 @@ import dataclasses
 import math
 import pickle
 import struct
-import tracemalloc
 
 import google_crc32c
 import numpy as np
@@ -14,6 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests import strategies
+from tests.memory import AllocationMeter
 from tinc_codec.bitstream.header import (
     Header,
     Layout,
@@ -176,7 +176,7 @@ def headers(draw: st.DrawFn) -> Header:
     return dataclasses.replace(header, sections=sections)
 
 
-def same(found: Header, expected: Header) -> None:
+def assert_same(found: Header, expected: Header) -> None:
     assert found.info == expected.info
     assert found.psnr == expected.psnr
     assert found.max_error == expected.max_error
@@ -190,7 +190,7 @@ def test_golden_streams_are_written_and_read_to_the_byte(name):
     stream, header = GOLDEN[name]
     assert write_stream(header).hex(" ") == stream.hex(" ")
     found = read_stream(stream, max_decoded_bytes=LIMIT)
-    same(found, header)
+    assert_same(found, header)
     assert found.version == (1, MINORS.get(name, 0))
     assert found.layout is not None
     assert found.layout.total_bytes == len(stream)
@@ -222,7 +222,7 @@ def test_dtype_codes_are_for_ever():
 def test_every_header_comes_back(header):
     stream = write_stream(header)
     found = read_stream(stream, max_decoded_bytes=LIMIT)
-    same(found, header)
+    assert_same(found, header)
     lengths = {section_id: len(body) for section_id, body in header.sections.items()}
     assert len(stream) == overhead_bytes(header.info, lengths) + sum(lengths.values())
     assert write_stream(found) == stream
@@ -282,7 +282,7 @@ def test_the_header_alone_says_how_much_it_needs(header):
 )
 def test_any_buffer_is_read(wrap):
     stream, header = GOLDEN["tree in padding"]
-    same(read_stream(wrap(stream), max_decoded_bytes=LIMIT), header)
+    assert_same(read_stream(wrap(stream), max_decoded_bytes=LIMIT), header)
 
 
 def test_what_is_no_buffer_is_a_type_error():
@@ -325,7 +325,7 @@ def test_every_byte_replaced_under_a_valid_checksum(name):
         for value in range(256):
             mutated = bytearray(stream)
             mutated[position] = value
-            format_error_or_header(signed(mutated))
+            assert_error_or_header(signed(mutated))
 
 
 @settings(max_examples=300)
@@ -336,7 +336,7 @@ def test_spliced_streams_under_a_valid_checksum(header, data):
     stop = data.draw(st.integers(start, min(start + 12, len(stream) - 4)))
     extra = st.one_of(st.binary(max_size=12), st.sampled_from([b"\xff" * 8 + b"\x7f", b"\xff" * 9]))
     spliced = stream[:start] + data.draw(extra) + stream[stop:]
-    format_error_or_header(signed(spliced))
+    assert_error_or_header(signed(spliced))
 
 
 @settings(max_examples=300)
@@ -346,12 +346,12 @@ def test_spliced_streams_under_a_valid_checksum(header, data):
 @example(b"TINC", False)
 @example(b"TINC\x01\x00", True)
 def test_random_bytes(data, with_magic):
-    format_error_or_header(data)
+    assert_error_or_header(data)
     stream = b"TINC\x01\x00" * with_magic + data + bytes(4)
-    format_error_or_header(signed(stream))
+    assert_error_or_header(signed(stream))
 
 
-def format_error_or_header(stream: bytes) -> None:
+def assert_error_or_header(stream: bytes) -> None:
     """Read a hostile stream; anything but a `FormatError` or a consistent header fails."""
     with contextlib.suppress(FormatError):
         read_header_only(stream)
@@ -370,14 +370,13 @@ def format_error_or_header(stream: bytes) -> None:
 
 
 def test_absurd_sizes_are_refused_without_allocating():
-    tracemalloc.start()
-    for shape in [(2**40,), (2**62, 2**62, 2**62), (MAX_VARINT,) * 5, (2**16, 2**16, 2)]:
-        stream = write_stream(Header(info_of("<f4", shape), 40.0, 1.0, {Section.TREE: b"x"}))
-        with pytest.raises(LimitError, match="max_decoded_bytes"):
-            read_stream(stream, max_decoded_bytes=LIMIT)
-        assert read_header_only(stream).info.shape == shape
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()
+    with AllocationMeter() as meter:
+        for shape in [(2**40,), (2**62, 2**62, 2**62), (MAX_VARINT,) * 5, (2**16, 2**16, 2)]:
+            stream = write_stream(Header(info_of("<f4", shape), 40.0, 1.0, {Section.TREE: b"x"}))
+            with pytest.raises(LimitError, match="max_decoded_bytes"):
+                read_stream(stream, max_decoded_bytes=LIMIT)
+            assert read_header_only(stream).info.shape == shape
+    assert meter.peak_bytes < 1 << 20
 
 
 def test_the_limit_is_the_decoded_size():

@@ -3,7 +3,6 @@
 import math
 import struct
 import threading
-import tracemalloc
 from dataclasses import replace
 
 import google_crc32c
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests import features_reference, strategies, tree_reference
 from tests.faces import brain, smooth_volume
+from tests.memory import AllocationMeter
 from tinc_codec import config
 from tinc_codec.bitstream.header import (
     Header,
@@ -653,13 +653,9 @@ class TestHugeClaims:
     """What a stream declares is checked before it is allocated."""
 
     def peak_of(self, stream: bytes) -> int:
-        tracemalloc.start()
-        try:
-            with pytest.raises(FormatError):
-                decode_chunk(stream)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        with AllocationMeter() as meter, pytest.raises(FormatError):
+            decode_chunk(stream)
+        return meter.peak_bytes
 
     def claim(self, sample: tuple[bytes, np.ndarray], shape: tuple[int, ...]) -> bytes:
         """The sample's sections in a chunk of another shape, signed."""
@@ -710,17 +706,13 @@ class TestHugeClaims:
         if damaged:
             body = body[:-1] + b"\x04" + b"\x5a" * 4
         stream = write_stream(Header(info, 1.0, 1.0, {Section.FEATURES: body}))
-        tracemalloc.start()
-        try:
+        with AllocationMeter() as meter:
             if damaged:
                 with pytest.raises(FormatError):
                     decode_chunk(stream)
             else:
                 assert (decode_chunk(stream) == info.value_min).all()
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < most * math.prod(shape)
+        assert meter.peak_bytes < most * math.prod(shape)
 
     def test_the_limit_is_configurable(self, sample):
         stream, expected = sample

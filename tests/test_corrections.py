@@ -1,13 +1,12 @@
 """Corrections: a largest error that holds whatever a device makes of t, and a hostile section."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests import strategies
+from tests.memory import AllocationMeter
 from tinc_codec.errors import CorruptStreamError, FormatError, TruncatedStreamError
 from tinc_codec.quantise.corrections import (
     Corrections,
@@ -262,7 +261,7 @@ def test_pinned_bytes() -> None:
     assert_same(read_corrections(bytes.fromhex(PINNED), info), corrections)
 
 
-def read_or_reject(data: bytes, info: ChunkInfo) -> None:
+def assert_read_or_reject(data: bytes, info: ChunkInfo) -> None:
     """Reading gives an error of the format, or corrections that can be applied."""
     try:
         corrections = read_corrections(data, info)
@@ -280,7 +279,7 @@ def test_every_truncation() -> None:
     corrections, info = clustered((8, 16, 16), 2)
     section = write_corrections(corrections, info)
     for n in range(len(section)):
-        read_or_reject(section[:n], info)
+        assert_read_or_reject(section[:n], info)
     with pytest.raises(CorruptStreamError, match="do not code"):
         read_corrections(section[:-5], info)
     with pytest.raises(CorruptStreamError, match="do not code"):
@@ -297,13 +296,13 @@ def test_bit_flips(case: tuple[Corrections, ChunkInfo], data: st.DataObject) -> 
     for _ in range(data.draw(st.integers(1, 4))):
         bit = data.draw(st.integers(0, 8 * len(section) - 1))
         section[bit // 8] ^= 1 << bit % 8
-    read_or_reject(bytes(section), info)
+    assert_read_or_reject(bytes(section), info)
 
 
 @given(st.binary(max_size=120), st.sampled_from(["u1", "u4", "f2", "f8"]))
 @example(b"\x01" + b"\xff" * 40, "u1")
 def test_noise(data: bytes, dtype: str) -> None:
-    read_or_reject(data, info_of(dtype, (3, 5, 17), 1, 200))
+    assert_read_or_reject(data, info_of(dtype, (3, 5, 17), 1, 200))
 
 
 @pytest.mark.parametrize("quantum", [np.nan, np.inf, -1.0])
@@ -337,11 +336,7 @@ def test_a_short_section_for_every_voxel_needs_little_memory() -> None:
     read = read_corrections(section, info)
     assert_same(read, everywhere)
     view = np.zeros(info.batched_shape, np.uint8)
-    tracemalloc.start()
-    try:
+    with AllocationMeter() as meter:
         apply_corrections(view, read, info)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
     assert (view == 1).all()
-    assert peak < 16 * n
+    assert meter.peak_bytes < 16 * n

@@ -6,12 +6,12 @@ import errno
 import json
 import math
 import os
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.memory import AllocationMeter
 from tinc_codec import TINC, ConfigError, FormatError
 from tinc_codec.pipeline.decompress import boxes, decompress
 from tinc_codec.pipeline.metadata import cf_attributes, ome_attributes, plain_info
@@ -351,13 +351,9 @@ def test_memory_is_bounded(tmp_path, suffix):
         str(tmp_path / "a.zarr"), shape=shape, chunks=(32, 64, 64), dtype="u2", fill_value=3
     )
     array[100, 200, 300] = 77
-    tracemalloc.start()
-    try:
+    with AllocationMeter() as meter:
         decompress(tmp_path / "a.zarr", tmp_path / f"b{suffix}")
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 80e6 < math.prod(shape) * 2
+    assert meter.peak_bytes < 80e6 < math.prod(shape) * 2
     found = open_source(tmp_path / f"b{suffix}").array
     np.testing.assert_array_equal(found[100:101, 200:201, 299:302], [[[3, 77, 3]]])
     np.testing.assert_array_equal(found[159:, 511:, 1020:], [[[3, 3, 3, 3]]])

@@ -5,7 +5,6 @@ import itertools
 import math
 import re
 import struct
-import tracemalloc
 from pathlib import Path
 
 import constriction
@@ -16,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests import features_reference
+from tests.memory import AllocationMeter
 from tests.strategies import seeds
 from tests.tree_reference import RangeDecoder
 from tinc_codec.bitstream.header import Header, write_stream
@@ -492,14 +492,22 @@ class TestRejections:
     def test_bits_flipped_in_blocked_bands(self):
         grid = (33, 34, 32)
         features, low_passes = some_features(8, grid, kind="sparse")
+        levels = feature_levels(grid)
+        assert all(levels[0].is_blocked(mask) for mask in levels[0].masks)
         body = write_features(features, low_passes)
-        rng = np.random.default_rng(0)
-        for bit in rng.choice(8 * len(body), 200, replace=False).tolist():
-            try:
-                found = read_features(flipped(body, bit), grid, 1)
-            except FormatError:
-                continue
-            assert found.symbols.shape == (1, *grid)
+        finest = encode_bands(features.symbols, levels, low_passes, features.shifts)[-1]
+        signs = 8 * (len(body) - len(finest.plain))
+        code = signs - 8 * len(finest.coded)
+        # Damaged code is refused: it lacks words or signs in the end, or leaves some over.
+        for bit in range(code, signs, 97):
+            with pytest.raises(CorruptStreamError, match="features"):
+                read_features(flipped(body, bit), grid, 1)
+        # Symbols so small have no remainders; less than a byte at the end is unused.
+        for bit in range(signs, 8 * len(body) - 7, 7):
+            found = read_features(flipped(body, bit), grid, 1)
+            changed = found.symbols != features.symbols
+            assert np.count_nonzero(changed) == 1
+            assert found.symbols[changed] == -features.symbols[changed]
 
     @settings(max_examples=200)
     @given(
@@ -623,27 +631,18 @@ class TestRejections:
         [((2**20, 2**20, 2**20), 1), ((1, 1, 2**40), 1), ((1, 1, 1), 2**40), ((8, 9, 10), 2**50)],
     )
     def test_huge_chunks_cost_nothing_before_the_section_runs_out(self, body, grid, volumes):
-        tracemalloc.start()
-        try:
-            with pytest.raises(FormatError):
-                read_features(body[:60], grid, volumes)
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert peak < 2_000_000
+        with AllocationMeter() as meter, pytest.raises(FormatError):
+            read_features(body[:60], grid, volumes)
+        assert meter.peak_bytes < 2_000_000
 
     @pytest.mark.parametrize("kind", ["zero", "small", "wide"])
     def test_memory_goes_with_the_voxels(self, kind):
         grid = (80, 96, 88)
         features, low_passes = some_features(2, grid, kind=kind, plain=True)
         body = write_features(features, low_passes)
-        tracemalloc.start()
-        try:
+        with AllocationMeter() as meter:
             read_features(body, grid, 1)
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert peak < 10 * math.prod(grid) + 2 * len(body)
+        assert meter.peak_bytes < 10 * math.prod(grid) + 2 * len(body)
 
 
 @pytest.mark.parametrize(("dtype", "order"), [("|u1", "C"), (">f4", "F")])

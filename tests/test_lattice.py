@@ -3,7 +3,6 @@
 import math
 import re
 import struct
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests import lattice_reference, strategies
 from tests.faces import smooth_volume
+from tests.memory import AllocationMeter
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, read_stream, write_stream
 from tinc_codec.bitstream.scalars import float32_bound
@@ -730,14 +730,9 @@ class TestDamage:
     def test_a_short_section_asks_for_little_before_it_runs_out(self, shape):
         info = info_of("u1", shape, 0, 9)
         for body in (b"\x00\x01\x01\x05", b"\x00\x01\x01\x05" + bytes(4)):
-            tracemalloc.start()
-            try:
-                with pytest.raises(FormatError):
-                    read_lattice(body, info, None, 1)
-                _, peak = tracemalloc.get_traced_memory()
-            finally:
-                tracemalloc.stop()
-            assert peak < 5 * (1 << 22) + (1 << 20)
+            with AllocationMeter() as meter, pytest.raises(FormatError):
+                read_lattice(body, info, None, 1)
+            assert meter.peak_bytes < 5 * (1 << 22) + (1 << 20)
 
 
 class TestReading:

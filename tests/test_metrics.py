@@ -1,7 +1,6 @@
 """Distortion figures against their definitions."""
 
 import math
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import strategies
+from tests.memory import AllocationMeter
 from tinc_codec.errors import ConfigError
 from tinc_codec.metrics import Quality, max_error, measure, psnr
 
@@ -107,7 +107,6 @@ def test_arguments_that_make_no_sense(arguments):
 def test_memory_stays_small():
     original = np.zeros((1, 1, 1 << 21), np.uint8)
     original[..., 0] = 255
-    tracemalloc.start()
-    measure(original, original)
-    assert tracemalloc.get_traced_memory()[1] < 2 << 20
-    tracemalloc.stop()
+    with AllocationMeter() as meter:
+        measure(original, original)
+    assert meter.peak_bytes < 2 << 20

@@ -21,7 +21,7 @@ from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import decode_chunk, decode_region, encode_chunk, open_chunk
 from tinc_codec.errors import LimitError
 from tinc_codec.model import features as features_module
-from tinc_codec.model import fused, wavelet
+from tinc_codec.model import fused, lifting
 from tinc_codec.model.features import write_features
 from tinc_codec.model.octree_mlp import MAX_LEVELS, TreeShape, axis_splits, uniform_widths
 from tinc_codec.model.opened import CACHE, ChunkCache
@@ -119,9 +119,9 @@ def empty_cache():
 def evaluated(monkeypatch):
     """Count voxels that trees and wavelets evaluate and feature sections that are read."""
     counts = {"tree": 0, "wavelet": 0, "read": 0}
-    leaves, level, read = (
+    leaves, window, read = (
         fused.evaluate_leaves,
-        wavelet._inverse_level,
+        lifting.gather_window,
         features_module.read_features,
     )
 
@@ -130,16 +130,16 @@ def evaluated(monkeypatch):
         counts["tree"] += int(extents[first:last].prod(axis=1).sum())
         leaves(parameters, paths, origins, extents, *rest)
 
-    def count_level(low, rest, target, *more):
+    def count_window(coefficients, spans, target):
         counts["wavelet"] += target.size
-        level(low, rest, target, *more)
+        window(coefficients, spans, target)
 
     def count_read(*arguments):
         counts["read"] += 1
         return read(*arguments)
 
     monkeypatch.setattr(fused, "evaluate_leaves", count_leaves)
-    monkeypatch.setattr(wavelet, "_inverse_level", count_level)
+    monkeypatch.setattr(lifting, "gather_window", count_window)
     monkeypatch.setattr(features_module, "read_features", count_read)
     return counts
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -248,12 +249,17 @@ def available_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
+    return max(1, min(count, _quota_cpus()))
+
+
+@cache
+def _quota_cpus() -> int:
+    """Read the container's quota once: every chunk asks for it."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, math.ceil(int(quota) / int(period)))
+        return math.ceil(int(quota) / int(period))
     except (OSError, ValueError):
-        pass
-    return max(1, count)
+        return sys.maxsize
 
 
 def resolve_threads() -> int:

@@ -49,27 +49,6 @@ class LatticeFit:
         self._classes = classes
         self._origin = _commonest(original, classes)
 
-    def write_within(
-        self, max_error: float | None, wanted: float | None, measure: Measure
-    ) -> bytes | None:
-        """Write the section of the coarsest lattice that keeps a promise; None where none does.
-
-        Parameters
-        ----------
-        max_error, wanted
-            As for `within` and for `of_quality`; one is None.
-        measure : callable
-            As for `of_quality`.
-        """
-        if max_error is not None:
-            lattice = self.within(max_error)
-        else:
-            assert wanted is not None
-            lattice = self.of_quality(wanted, measure)
-        if lattice is None:
-            return None
-        return self._write(lattice)
-
     def within(self, max_error: float) -> Lattice | None:
         """Find the coarsest lattice that no finite voxel is farther from; None where there is none.
 
@@ -148,7 +127,7 @@ class LatticeFit:
 
         def judge(lattice: Lattice) -> tuple[bool, float]:
             nonlocal best
-            body = self._write(lattice)
+            body = self.write(lattice)
             fits = len(body) <= limit_bytes
             if fits:
                 best = body, lattice
@@ -200,10 +179,14 @@ class LatticeFit:
             step = chosen * factor
         return fine
 
+    def write(self, lattice: Lattice) -> bytes:
+        """Write the section of a lattice."""
+        return write_lattice(lattice, self._info, self._classes, self._threads)
+
     def least_bytes(self) -> int:
         """Count the bytes of a lattice so coarse that nothing is left to say."""
         lattice = self._lattice(4 * self._span)
-        return 0 if lattice is None else len(self._write(lattice))
+        return 0 if lattice is None else len(self.write(lattice))
 
     def is_promising(self, limit_bytes: int, step: float) -> bool:
         """Tell from few planes whether a lattice of some step may fit a size."""
@@ -245,9 +228,6 @@ class LatticeFit:
         if points is None:
             return math.inf
         return estimate_bytes(self._original, self._info, points, *sample)
-
-    def _write(self, lattice: Lattice) -> bytes:
-        return write_lattice(lattice, self._info, self._classes, self._threads)
 
     def _largest_error(self, lattice: Lattice) -> float:
         decoded = np.empty(self._original.shape, self._info.dtype)

@@ -193,21 +193,27 @@ def _lattice_alone(work: Work, params: EncodingParams, threads: int) -> Sections
         If none keeps it.
     """
     lattices = LatticeFit(work.original, work.info, work.classes, threads)
-    if params.ratio is None:
-        body = lattices.write_within(params.max_error, params.psnr, partial(decoded_psnr, work))
-    else:
+    if params.ratio is not None:
         room = work.room([Section.LATTICE])
         scale, _, span, _, _ = value_mapping(work.info)
         found = lattices.of_size(room, span / scale / _FIRST_STEPS)
-        if found is None:
-            work.refuse({Section.LATTICE: lattices.least_bytes()})
-        body, _ = found
-    if body is None:
+        if found is not None:
+            return {int(Section.LATTICE): found[0]}
+        least = lattices.least_bytes()
+        if least:
+            work.refuse({Section.LATTICE: least})
+        lattice = None
+    elif params.max_error is not None:
+        lattice = lattices.within(params.max_error)
+    else:
+        assert params.psnr is not None
+        lattice = lattices.of_quality(params.psnr, partial(decoded_psnr, work))
+    if lattice is None:
         raise TargetError(
             f"a lattice of at most {MAX_TOP + 1} points does not keep this promise on a chunk "
             f'of {work.info.value_min} to {work.info.value_max}; use model="auto"'
         )
-    return {int(Section.LATTICE): body}
+    return {int(Section.LATTICE): lattices.write(lattice)}
 
 
 def _cheapest(work: Work, params: EncodingParams, device: str, threads: int) -> Sections:
@@ -219,17 +225,17 @@ def _cheapest(work: Work, params: EncodingParams, device: str, threads: int) -> 
         If neither keeps it.
     """
     lattices = LatticeFit(work.original, work.info, work.classes, threads)
-    quality = partial(decoded_psnr, work)
-    body, features = None, None
-    if params.max_error is not None:
-        body = lattices.write_within(params.max_error, None, quality)
+    lattice = None if params.max_error is None else lattices.within(params.max_error)
+    body = None if lattice is None else lattices.write(lattice)
+    features = None
     if body is None or 8 * len(body) <= _DENSE_BITS * work.values.size:
         features = encode_features(work, params, device, threads)
         if params.psnr is not None and (
             features is None
             or lattices.estimate_quality(params.psnr) < _ESTIMATE_MARGIN * section_bytes(features)
         ):
-            body = lattices.write_within(None, params.psnr, quality)
+            lattice = lattices.of_quality(params.psnr, partial(decoded_psnr, work))
+            body = None if lattice is None else lattices.write(lattice)
     if body is not None and (features is None or len(body) < section_bytes(features)):
         return {int(Section.LATTICE): body}
     return _fallback(work, params, device, threads) if features is None else features

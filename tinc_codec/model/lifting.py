@@ -161,6 +161,33 @@ def inverse_planes(source, target, split_y, split_x, first, last):  # type: igno
 
 
 @njit(**_COMPILE)
+def gather_window(coefficients, spans, window):  # type: ignore[no-untyped-def]
+    """Copy the samples of one level's window.
+
+    Parameters
+    ----------
+    coefficients : ndarray of float32
+        Shape (volume, z, y, x).
+    spans : ndarray of int64
+        (3, 4), per axis: where low-pass samples begin and how many there are, the same of
+        high-pass samples.
+    window : ndarray of float32
+        Shape (volume, *sums of both numbers). Its low-pass corner receives nothing of use.
+    """
+    low_z, n_z, high_z, _ = spans[0]
+    low_y, n_y, high_y, _ = spans[1]
+    low_x, n_x, high_x, more_x = spans[2]
+    for volume in range(window.shape[0]):
+        for z in range(window.shape[1]):
+            plane = coefficients[volume, low_z + z if z < n_z else high_z + z - n_z]
+            for y in range(window.shape[2]):
+                row = plane[low_y + y if y < n_y else high_y + y - n_y]
+                out = window[volume, z, y]
+                _copy(row[low_x : low_x + n_x], out[:n_x])
+                _copy(row[high_x : high_x + more_x], out[n_x:])
+
+
+@njit(**_COMPILE)
 def _mirrored(position, size):  # type: ignore[no-untyped-def]
     """Reflect a position up to three samples beyond the ends of an axis of at least five."""
     position = abs(position)

@@ -3,6 +3,7 @@
 import math
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def read_tree(body: bytes | memoryview, grid: tuple[int, int, int], volumes: int
             widths.append(tuple(reader.read_bytes(len(equal), "widths")))
         else:
             widths.append((width,) * len(equal))
-    shape = TreeShape(grid, layers, tuple(widths), w0)
+    shape = _shared(TreeShape(grid, layers, tuple(widths), w0))
     limit = parameter_limit(volumes * math.prod(grid))
     if shape.parameter_count * volumes > limit:
         raise CorruptStreamError(
@@ -137,6 +138,12 @@ def read_tree(body: bytes | memoryview, grid: tuple[int, int, int], volumes: int
     return TreeSection(
         shape, tuple(values[::2]), tuple(values[1::2]), tuple(codes), tuple(models), coded
     )
+
+
+@lru_cache(maxsize=32)
+def _shared(shape: TreeShape) -> TreeShape:
+    """Return the first of equal shapes, with all that was derived from it: an array's are alike."""
+    return shape
 
 
 def _uniform_rows(grid: tuple[int, int, int], levels: int) -> tuple[tuple[int, ...], ...]:

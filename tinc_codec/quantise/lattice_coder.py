@@ -13,21 +13,20 @@ References
 import numpy as np
 from numba import njit
 
-from tinc_codec.volume.mask_coder import (
-    MASK_32,
-    PENDING,
-    POSITION,
-    TAIL_BYTES,
+from tinc_codec.quantise.scale import half_octave
+from tinc_codec.volume.range_coder import (
+    code_plain,
     decode_bit,
     encode_bit,
     finish_code,
+    is_at_end,
+    is_beyond,
     start_decoder,
+    start_encoder,
+    with_room,
 )
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
-
-MAX_TOP = (1 << 24) - 1
-"""Largest index."""
 
 _TAPS = 19
 _FIRST_WEIGHTS = (20000, 20000, 20000, -20000, 0, -20000, -20000, 0, 0, 0, 0, 0, 20000) + (0,) * 6
@@ -38,31 +37,18 @@ _STEP_BITS = 12
 _MEANS = 1 << 12
 _MOST_IN_MEAN = 128
 _LEVELS = 64
-_KINDS = 4
-_FRACTIONS = 3
+_FRACTIONS, _SIGN_FRACTIONS = 3, 9
+_KINDS = 4 * _FRACTIONS
 _UNARY = 20
 _HALVES = 32
 _PROBABILITY_BITS, _COUNT_BITS = 22, 10
 _MOST_COUNTED = 255
-_EVEN = 1 << 15
 _MAX_ESCAPE_BITS = 25
 # Unary decisions, sign, escape and remainder: at most 16 bits each.
 _BYTES_PER_VOXEL = 256
 _FIRST_ESTIMATE = (1 << (_PROBABILITY_BITS - 1)) << _COUNT_BITS
 _RECIPROCALS = (1 << 17) // (2 * np.arange(_MOST_COUNTED + 1, dtype=np.int64) + 3)
 """Of count + 3/2, in 2^-16."""
-
-
-@njit(inline="always", **_COMPILE)
-def _level(total):  # type: ignore[no-untyped-def]
-    """Quantise to half octaves: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23, ..."""
-    if total < 4:
-        return total
-    half = 0
-    while total >= 8:
-        total >>= 1
-        half += 2
-    return 4 + half + ((total >> 1) & 1)
 
 
 @njit(inline="always", **_COMPILE)
@@ -85,32 +71,18 @@ def _code(state, stream, estimates, context, bit, decoding):  # type: ignore[no-
 
 
 @njit(**_COMPILE)
-def _code_plain(state, stream, value, n_bits, decoding):  # type: ignore[no-untyped-def]
-    """Code the lowest bits of an int64, the highest of them first; returns them."""
-    read = np.int64(0)
-    for i in range(n_bits - 1, -1, -1):
-        bit = (value >> i) & 1
-        if decoding:
-            bit = decode_bit(state, stream, _EVEN)
-        else:
-            encode_bit(state, stream, _EVEN, bit)
-        read = (read << 1) | bit
-    return read
-
-
-@njit(**_COMPILE)
 def _code_escape(state, stream, value, decoding):  # type: ignore[no-untyped-def]
     """Code 1 to 2^26 - 1: the number of its bits in unary, then all but the first; 0 if damaged."""
     length = 0
     while True:
         more = np.int64(value >> (length + 1) > 0)
-        if _code_plain(state, stream, more, 1, decoding) == 0:
+        if code_plain(state, stream, more, 1, decoding) == 0:
             break
         length += 1
         if length > _MAX_ESCAPE_BITS:
             return np.int64(0)
     leading = np.int64(1) << length
-    return leading | _code_plain(state, stream, value & (leading - 1), length, decoding)
+    return leading | code_plain(state, stream, value & (leading - 1), length, decoding)
 
 
 @njit(**_COMPILE)
@@ -135,6 +107,121 @@ def _end_row(values, misses, z, y, n_y, n_x):  # type: ignore[no-untyped-def]
         misses[z % 3, n_y + 2] = 0
 
 
+@njit(inline="always", **_COMPILE)
+def _collect(values, base, a, b, c, j, up, mid, down, k, f):  # type: ignore[no-untyped-def]
+    """Write by how much the neighbours differ from `base`: planes a, b, c, the last ones."""
+    f[0] = values[a, j, k - 1] - base
+    f[1] = values[a, j - 1, k] - base
+    f[2] = values[b, mid, k] - base
+    f[3] = values[a, j - 1, k - 1] - base
+    f[4] = values[a, j - 1, k + 1] - base
+    f[5] = values[b, mid, k - 1] - base
+    f[6] = values[b, up, k] - base
+    f[7] = values[b, mid, k + 1] - base
+    f[8] = values[b, down, k] - base
+    f[9] = values[a, j, k - 2] - base
+    f[10] = values[a, j - 2, k] - base
+    f[11] = values[c, mid, k] - base
+    f[12] = values[b, up, k - 1] - base
+    f[13] = values[b, up, k + 1] - base
+    f[14] = values[b, down, k - 1] - base
+    f[15] = values[b, down, k + 1] - base
+    f[16] = values[a, j - 1, k - 2] - base
+    f[17] = values[a, j - 2, k - 1] - base
+    f[18] = values[a, j - 2, k + 1] - base
+
+
+@njit(inline="always", **_COMPILE)
+def _missed_around(misses, a, b, c, j, up, mid, down, k):  # type: ignore[no-untyped-def]
+    """Add up by how much the neighbours missed their predictions."""
+    return (
+        2 * (misses[a, j, k - 1] + misses[a, j - 1, k] + misses[b, mid, k])
+        + misses[a, j - 1, k - 1] + misses[a, j - 1, k + 1] + misses[b, mid, k - 1]
+        + misses[b, up, k] + misses[b, mid, k + 1] + misses[b, down, k]
+        + misses[a, j, k - 2] + misses[a, j - 2, k] + misses[c, mid, k]
+    )  # fmt: skip
+
+
+@njit(inline="always", **_COMPILE)
+def _roughness(f):  # type: ignore[no-untyped-def]
+    """Add up by how much neighbours differ from each other."""
+    return (
+        abs(f[0] - f[3]) + abs(f[1] - f[3]) + abs(f[1] - f[4])
+        + abs(f[2] - f[5]) + abs(f[2] - f[6]) + abs(f[2] - f[7]) + abs(f[2] - f[8])
+        + abs(f[0] - f[5]) + abs(f[1] - f[6])
+    )  # fmt: skip
+
+
+@njit(inline="always", **_COMPILE)
+def _guess(weights, base, f, highest):  # type: ignore[no-untyped-def]
+    """Predict from weighted differences; the sum of their squares, and their texture."""
+    moved, norm = np.int64(0), np.int64(0)
+    for t in range(_TAPS):
+        moved += weights[t] * f[t]
+        norm += f[t] * f[t]
+    guess = (base << _FRACTION_BITS) + (moved >> (_WEIGHT_BITS - _FRACTION_BITS))
+    guess = min(max(guess, -(1 << _FRACTION_BITS)), highest + (1 << _FRACTION_BITS))
+    relative = guess - (base << _FRACTION_BITS)
+    texture = np.int64(0)
+    for t in range(9):
+        texture |= np.int64((f[t] << _FRACTION_BITS) > relative) << t
+    return guess, norm, texture
+
+
+@njit(inline="always", **_COMPILE)
+def _learn(weights, f, norm, missed):  # type: ignore[no-untyped-def]
+    """Move the weights towards those that would have predicted better."""
+    if norm > 0 and missed != 0:
+        step = (missed << _STEP_BITS) // (norm + 16)
+        for t in range(_TAPS):
+            weight = weights[t] + ((step * f[t]) >> _RATE_SHIFT)
+            weights[t] = min(max(weight, -_MAX_WEIGHT), _MAX_WEIGHT)
+
+
+@njit(inline="always", **_COMPILE)
+def _code_miss(  # type: ignore[no-untyped-def]
+    state, stream, unary, halves, miss, total, level, kind, decoding
+):
+    """Code by how much a prediction missed; returns it, -1 where no encoder wrote such."""
+    shift = 0
+    while (total // 24) >> shift > 3:
+        shift += 1
+    high = miss >> shift
+    found = 0
+    while found < _UNARY:
+        bit = np.int64(high > found)
+        context = (level * _KINDS + kind) * _UNARY + found
+        if _code(state, stream, unary, context, bit, decoding) == 0:
+            break
+        found += 1
+    if found == _UNARY:
+        beyond = _code_escape(state, stream, high - _UNARY + 1, decoding)
+        if beyond == 0:
+            return np.int64(-1)
+        found = _UNARY + beyond - 1
+    if shift > 0:
+        context = level * _HALVES + min(found, _HALVES - 1)
+        bit = (miss >> (shift - 1)) & 1
+        bit = _code(state, stream, halves, context, bit, decoding)
+        rest = miss & ((1 << (shift - 1)) - 1)
+        rest = code_plain(state, stream, rest, shift - 1, decoding)
+        found = (found << shift) | (bit << (shift - 1)) | rest
+    return np.int64(found)
+
+
+@njit(inline="always", **_COMPILE)
+def _code_sign(  # type: ignore[no-untyped-def]
+    state, stream, signs, is_less, expected, top, level, fraction, decoding
+):
+    """Code on which side a prediction was missed, where either is possible."""
+    if expected == 0:
+        return np.int64(0)
+    if expected == top:
+        return np.int64(1)
+    context = level * _SIGN_FRACTIONS + ((fraction + 8) >> 1)
+    return _code(state, stream, signs, context, is_less, decoding)
+
+
 @njit(**_COMPILE)
 def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[no-untyped-def]
     """Code a slab, or decode it into `indices`.
@@ -150,9 +237,9 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
     n_kept = min(3, n_z, n_planes)
     values = np.zeros((n_kept, n_y + 4, n_x + 4), np.int32)
     misses = np.zeros((n_kept, n_y + 4, n_x + 4), np.int32)
-    unary = np.full(_LEVELS * _KINDS * _FRACTIONS * _UNARY, _FIRST_ESTIMATE, np.uint32)
+    unary = np.full(_LEVELS * _KINDS * _UNARY, _FIRST_ESTIMATE, np.uint32)
     halves = np.full(_LEVELS * _HALVES, _FIRST_ESTIMATE, np.uint32)
-    signs = np.full(_LEVELS * 9, _FIRST_ESTIMATE, np.uint32)
+    signs = np.full(_LEVELS * _SIGN_FRACTIONS, _FIRST_ESTIMATE, np.uint32)
     sums = np.zeros(_MEANS, np.int64)
     counts = np.zeros(_MEANS, np.int64)
     weights = np.array(_FIRST_WEIGHTS, np.int64)
@@ -167,14 +254,10 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
         a, b, c = z % 3, max(z - 1, 0) % 3, max(z - 2, 0) % 3
         for y in range(n_y):
             if decoding:
-                if state[POSITION] > stream.size + TAIL_BYTES:
+                if is_beyond(state, stream):
                     return stream, False
             else:
-                needed = state[POSITION] + state[PENDING] + _BYTES_PER_VOXEL * (n_x + 1)
-                if needed > stream.size:
-                    grown = np.empty(2 * needed, np.uint8)
-                    grown[: stream.size] = stream
-                    stream = grown
+                stream = with_room(state, stream, _BYTES_PER_VOXEL * n_x)
             _start_row(values, z, y)
             j = y + 2
             # Before the first plane, the row above stands for all that planes before would hold.
@@ -183,100 +266,40 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
                 k = x + 2
                 left, above, before = values[a, j, k - 1], values[a, j - 1, k], values[b, mid, k]
                 base = (left + above + before) // 3
-                f[0], f[1], f[2] = left - base, above - base, before - base
-                f[3] = values[a, j - 1, k - 1] - base
-                f[4] = values[a, j - 1, k + 1] - base
-                f[5] = values[b, mid, k - 1] - base
-                f[6] = values[b, up, k] - base
-                f[7] = values[b, mid, k + 1] - base
-                f[8] = values[b, down, k] - base
-                f[9] = values[a, j, k - 2] - base
-                f[10] = values[a, j - 2, k] - base
-                f[11] = values[c, mid, k] - base
-                f[12] = values[b, up, k - 1] - base
-                f[13] = values[b, up, k + 1] - base
-                f[14] = values[b, down, k - 1] - base
-                f[15] = values[b, down, k + 1] - base
-                f[16] = values[a, j - 1, k - 2] - base
-                f[17] = values[a, j - 2, k - 1] - base
-                f[18] = values[a, j - 2, k + 1] - base
-                moved, norm = np.int64(0), np.int64(0)
-                for t in range(_TAPS):
-                    moved += weights[t] * f[t]
-                    norm += f[t] * f[t]
-                moved >>= _WEIGHT_BITS - _FRACTION_BITS
-                guess = (base << _FRACTION_BITS) + moved
-                guess = min(max(guess, -(1 << _FRACTION_BITS)), highest + (1 << _FRACTION_BITS))
-                relative = guess - (base << _FRACTION_BITS)
-                texture = np.int64(0)
-                for t in range(9):
-                    texture |= np.int64((f[t] << _FRACTION_BITS) > relative) << t
-                off = (
-                    2 * (misses[a, j, k - 1] + misses[a, j - 1, k] + misses[b, mid, k])
-                    + misses[a, j - 1, k - 1] + misses[a, j - 1, k + 1] + misses[b, mid, k - 1]
-                    + misses[b, up, k] + misses[b, mid, k + 1] + misses[b, down, k]
-                    + misses[a, j, k - 2] + misses[a, j - 2, k] + misses[c, mid, k]
-                )  # fmt: skip
-                rough = (
-                    abs(f[0] - f[3]) + abs(f[1] - f[3]) + abs(f[1] - f[4])
-                    + abs(f[2] - f[5]) + abs(f[2] - f[6]) + abs(f[2] - f[7]) + abs(f[2] - f[8])
-                    + abs(f[0] - f[5]) + abs(f[1] - f[6])
-                )  # fmt: skip
-                mean = texture * 8 + min(_level(off) >> 1, 7)
+                _collect(values, base, a, b, c, j, up, mid, down, k, f)
+                guess, norm, texture = _guess(weights, base, f, highest)
+                off = _missed_around(misses, a, b, c, j, up, mid, down, k)
+                mean = texture * 8 + min(half_octave(off) >> 1, 7)
                 refined = guess
                 if counts[mean] > 0:
                     refined += sums[mean] // counts[mean]
                 refined = min(max(refined, 0), highest)
                 expected = (refined + (1 << (_FRACTION_BITS - 1))) >> _FRACTION_BITS
-                fraction = refined - (expected << _FRACTION_BITS)
                 if has_skipped and skipped[plane, y, x] != 0:
                     if decoding:
                         indices[plane, y, x] = expected
                     values[a, j, k] = expected
                     misses[a, j, k] = 0
                     continue
-                total = off + rough
-                level = min(_level(total), _LEVELS - 1)
-                shift = 0
-                while (total // 24) >> shift > 3:
-                    shift += 1
+                fraction = refined - (expected << _FRACTION_BITS)
+                total = off + _roughness(f)
+                level = half_octave(total)
                 kind = np.int64(expected != 0) | np.int64(left == above and above == before) << 1
-                context = (level * _KINDS + kind) * _FRACTIONS + min(abs(fraction) // 3, 2)
+                kind = kind * _FRACTIONS + min(abs(fraction) // 3, 2)
                 value = np.int64(indices[plane, y, x])
-                miss = abs(value - expected)
-                high = miss >> shift
-                found = 0
-                while found < _UNARY:
-                    bit = np.int64(high > found)
-                    bit = _code(state, stream, unary, context * _UNARY + found, bit, decoding)
-                    if bit == 0:
-                        break
-                    found += 1
-                if found == _UNARY:
-                    beyond = _code_escape(state, stream, high - _UNARY + 1, decoding)
-                    if beyond == 0:
-                        return stream, False
-                    found = _UNARY + beyond - 1
-                if shift > 0:
-                    half = level * _HALVES + min(found, _HALVES - 1)
-                    bit = (miss >> (shift - 1)) & 1
-                    bit = _code(state, stream, halves, half, bit, decoding)
-                    rest = miss & ((1 << (shift - 1)) - 1)
-                    rest = _code_plain(state, stream, rest, shift - 1, decoding)
-                    found = (found << shift) | (bit << (shift - 1)) | rest
-                if decoding:
-                    miss = found
+                miss = _code_miss(
+                    state, stream, unary, halves, abs(value - expected), total, level, kind,
+                    decoding,
+                )  # fmt: skip
+                if miss < 0:
+                    return stream, False
                 is_less = np.int64(value < expected)
                 if miss > 0:
-                    if expected == 0:
-                        is_less = np.int64(0)
-                    elif expected == top:
-                        is_less = np.int64(1)
-                    else:
-                        sign = level * 9 + min(max((fraction + 8) >> 1, 0), 8)
-                        is_less = _code(state, stream, signs, sign, is_less, decoding)
+                    is_less = _code_sign(
+                        state, stream, signs, is_less, expected, top, level, fraction, decoding
+                    )
                 if decoding:
-                    value = expected - miss if is_less else expected + miss
+                    value = expected - miss if is_less and miss > 0 else expected + miss
                     if value < 0 or value > top:
                         return stream, False
                     indices[plane, y, x] = value
@@ -288,11 +311,7 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
                 if counts[mean] >= _MOST_IN_MEAN:
                     sums[mean] //= 2
                     counts[mean] >>= 1
-                if norm > 0 and missed != 0:
-                    step = (missed << _STEP_BITS) // (norm + 16)
-                    for t in range(_TAPS):
-                        weight = weights[t] + ((step * f[t]) >> _RATE_SHIFT)
-                        weights[t] = min(max(weight, -_MAX_WEIGHT), _MAX_WEIGHT)
+                _learn(weights, f, norm, missed)
             _end_row(values, misses, z, y, n_y, n_x)
     return stream, True
 
@@ -311,7 +330,7 @@ def encode_slab(indices, skipped, n_z, top):  # type: ignore[no-untyped-def]
     n_z : int
         Planes per volume.
     top : int
-        1 to `MAX_TOP`.
+        0 to `lattice.MAX_TOP`.
 
     Returns
     -------
@@ -321,7 +340,7 @@ def encode_slab(indices, skipped, n_z, top):  # type: ignore[no-untyped-def]
     ----------
     `docs/format.md` §14
     """
-    state = np.array([0, MASK_32, 0, 1, -1], np.int64)
+    state = start_encoder()
     out = np.empty(indices.size // 2 + _BYTES_PER_VOXEL * (indices.shape[2] + 1), np.uint8)
     out, _ = _walk(state, out, indices, skipped, n_z, top, False)
     return out[: finish_code(state, out)].copy()
@@ -337,8 +356,8 @@ def decode_slab(payload, skipped, n_z, top, indices):  # type: ignore[no-untyped
         Whether an encoder can have written this payload, as far as its start, its length and the
         range of the indices tell.
     """
-    state = np.array([0, MASK_32, 0, 0, 0], np.int64)
-    if not start_decoder(state, payload):
+    state, can_begin = start_decoder(payload)
+    if not can_begin:
         return False
     _, valid = _walk(state, payload, indices, skipped, n_z, top, True)
-    return valid and payload.size <= state[POSITION] <= payload.size + TAIL_BYTES
+    return valid and is_at_end(state, payload)

@@ -14,16 +14,18 @@ import math
 import numpy as np
 from numba import njit
 
-from tinc_codec.volume.mask_coder import (
-    MASK_32,
-    POSITION,
-    TAIL_BYTES,
+from tinc_codec.quantise.scale import half_octave
+from tinc_codec.volume.range_coder import (
+    code_plain,
     count_bit,
     decode_bit,
     encode_bit,
     estimate_bit,
     finish_code,
+    is_at_end,
+    is_beyond,
     start_decoder,
+    start_encoder,
 )
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -35,7 +37,6 @@ FLOATS = {2: FLOAT16, 4: FLOAT32, 8: FLOAT64}
 
 SEGMENT = 8
 MAX_MULTIPLE_BITS = 31
-_EVEN = 1 << 15
 _LEVELS = 14
 _MOST_PREVIOUS = 2
 _MOST_NEAR, _MOST_DIAGONAL = 3, 3
@@ -169,19 +170,6 @@ def _code(state, stream, counts, context, bit, decoding):  # type: ignore[no-unt
 
 
 @njit(**_COMPILE)
-def _code_plain(state, stream, value, n_bits, decoding):  # type: ignore[no-untyped-def]
-    """Code the lowest bits of an int64, the highest of them first; returns them."""
-    if not decoding:
-        for i in range(n_bits - 1, -1, -1):
-            encode_bit(state, stream, _EVEN, (value >> i) & 1)
-        return value
-    read = np.int64(0)
-    for _ in range(n_bits):
-        read = (read << 1) | np.int64(decode_bit(state, stream, _EVEN))
-    return read
-
-
-@njit(**_COMPILE)
 def _code_magnitude(state, stream, counts, magnitude, decoding):  # type: ignore[no-untyped-def]
     """Code 1 to 2^31 - 1: how many bits follow the leading one, then those bits."""
     length = 0
@@ -191,19 +179,7 @@ def _code_magnitude(state, stream, counts, magnitude, decoding):  # type: ignore
             break
         length += 1
     leading = np.int64(1) << length
-    return leading | _code_plain(state, stream, magnitude & (leading - 1), length, decoding)
-
-
-@njit(inline="always", **_COMPILE)
-def _level(total):  # type: ignore[no-untyped-def]
-    """Quantise 0 to 104 to half octaves: 0, 1, 2, 3, 4-5, 6-7, 8-11, ... 96-104."""
-    if total < 4:
-        return total
-    half = 0
-    while total >= 8:
-        total >>= 1
-        half += 2
-    return 4 + half + ((total >> 1) & 1)
+    return leading | code_plain(state, stream, magnitude & (leading - 1), length, decoding)
 
 
 @njit(inline="always", **_COMPILE)
@@ -216,7 +192,7 @@ def _segment_level(holds, z, y, s):  # type: ignore[no-untyped-def]
         + here[y - 1, s - 1] + here[y - 1, s + 1] + here[y, s - 1] + here[y - 2, s]
         + farther[y, s]
     )  # fmt: skip
-    return _level(2 * nearest + around)
+    return half_octave(2 * nearest + around)
 
 
 @njit(inline="always", **_COMPILE)
@@ -274,7 +250,7 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
             present[z % 2] = 0
             signs[z % 2] = 0
             for y in range(n_y):
-                if decoding and state[POSITION] > stream.size + TAIL_BYTES:
+                if decoding and is_beyond(state, stream):
                     return positions, multiples, absolutes, -1, 0
                 for s in range(n_segments):
                     start, stop = s * SEGMENT, min((s + 1) * SEGMENT, n_x)
@@ -316,7 +292,7 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
                                 absolutes = _grown(absolutes, n_absolute, n_voxels)
                                 absolutes[n_absolute] = 0
                             value = absolutes[n_absolute]
-                            absolutes[n_absolute] = _code_plain(
+                            absolutes[n_absolute] = code_plain(
                                 state, stream, value, width, decoding
                             )
                             n_absolute += 1
@@ -380,7 +356,7 @@ def encode_offenders(positions, multiples, absolutes, shape, width):  # type: ig
     ----------
     `docs/format.md` §11
     """
-    state = np.array([0, MASK_32, 0, 1, -1], np.int64)
+    state = start_encoder()
     out = np.empty(_most_bytes(multiples, absolutes.size, shape, width), np.uint8)
     _walk(state, out, shape, width, positions, multiples, absolutes, False)
     return out[: finish_code(state, out)].copy()
@@ -398,16 +374,15 @@ def decode_offenders(payload, shape, width):  # type: ignore[no-untyped-def]
     bool
         Whether an encoder can have written this payload, as far as its start and its length tell.
     """
-    state = np.array([0, MASK_32, 0, 0, 0], np.int64)
     positions = np.empty(0, np.int64)
     multiples = np.empty(0, np.int32)
     absolutes = np.empty(0, np.int64)
-    if not start_decoder(state, payload):
+    state, can_begin = start_decoder(payload)
+    if not can_begin:
         return positions, multiples, absolutes, False
     positions, multiples, absolutes, n, n_absolute = _walk(
         state, payload, shape, width, positions, multiples, absolutes, True
     )
     if n < 0:
         return positions[:0], multiples[:0], absolutes[:0], False
-    fits = payload.size <= state[POSITION] <= payload.size + TAIL_BYTES
-    return positions[:n], multiples[:n], absolutes[:n_absolute], fits
+    return positions[:n], multiples[:n], absolutes[:n_absolute], is_at_end(state, payload)

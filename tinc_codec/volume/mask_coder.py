@@ -7,11 +7,21 @@ segments around one are alike, a single decision says that it continues them. An
 that a volume repeats the one before, as the frames of a series often do.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
+
+from tinc_codec.volume.range_coder import (
+    compiled,
+    count_bit,
+    decode_bit,
+    encode_bit,
+    estimate_bit,
+    finish_code,
+    is_at_end,
+    is_beyond,
+    start_decoder,
+    start_encoder,
+    with_room,
+)
 
 # Room for the farthest neighbours: two planes, rows and columns before, one row and column after.
 MARGIN_BEFORE, MARGIN_AFTER = 2, 1
@@ -22,28 +32,12 @@ _MIXED = 2
 _N_CONTEXTS = 1 << 17
 _NEAREST = (1 << 10) - 1
 _INHERITED_WEIGHT = 4
-_MAX_COUNT = 1 << 20
-MASK_32 = 0xFFFFFFFF
-_TOP = 1 << 24
 
-# State of the coder: low or code, range, byte in wait, bytes waiting, position.
-LOW, RANGE, _CACHE, PENDING, POSITION = range(5)
-# Virtual zero bytes that a decoder may read past the end, since an encoder leaves them out.
-TAIL_BYTES = 4
 # Three decisions of at most 16 bits each and a share of the segment's; slack for the rest.
 _MAX_BYTES_PER_VOXEL = 7
-_SLACK_BYTES = 16
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        # Neither the package's folder nor the user's cache can be written.
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     """Collect the 17 causal neighbours, one bit each: not finite. The nearest come first."""
     previous = b > 0 and padded[b - 1, z, y, x] > 0
@@ -68,7 +62,7 @@ def _context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     )
 
 
-@_compiled
+@compiled
 def _kind_context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     """Collect the classes of the three neighbours before, two bits each."""
     before = np.int64(padded[b, z - 1, y, x])
@@ -77,7 +71,7 @@ def _kind_context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     return before | above << 2 | left << 4
 
 
-@_compiled
+@compiled
 def _surroundings(segments, b, z, y, s):  # type: ignore[no-untyped-def]
     """Give the one class, 0 or 1, of all 15 causal neighbour segments, or `_MIXED`."""
     common = segments[b, z, y, s - 1]
@@ -96,7 +90,7 @@ def _surroundings(segments, b, z, y, s):  # type: ignore[no-untyped-def]
     return common
 
 
-@_compiled
+@compiled
 def _summary(padded, b, z, y, start, stop):  # type: ignore[no-untyped-def]
     """Give the one class, 0 or 1, of a segment's voxels, or `_MIXED`."""
     first = padded[b, z, y, start]
@@ -108,7 +102,7 @@ def _summary(padded, b, z, y, start, stop):  # type: ignore[no-untyped-def]
     return first
 
 
-@_compiled
+@compiled
 def _repeats(padded, b):  # type: ignore[no-untyped-def]
     """Tell whether a volume equals the one before it."""
     for z in range(padded.shape[1]):
@@ -119,132 +113,14 @@ def _repeats(padded, b):  # type: ignore[no-untyped-def]
     return True
 
 
-@_compiled
-def estimate_bit(counts, context):  # type: ignore[no-untyped-def]
-    """Estimate the probability of a one, 1 to 65535 of 65536, from counts of zeros and ones."""
-    zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
-    return max(1, ((2 * ones + 1) << 16) // (2 * (zeros + ones) + 2))
-
-
-@_compiled
+@compiled
 def _estimate_finite(counts, nearest_counts, context):  # type: ignore[no-untyped-def]
     zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
     inherited = estimate_bit(nearest_counts, context & _NEAREST) * _INHERITED_WEIGHT
     return max(1, ((ones << 16) + inherited) // (zeros + ones + _INHERITED_WEIGHT))
 
 
-@_compiled
-def count_bit(counts, context, bit):  # type: ignore[no-untyped-def]
-    """Count a decision; both counts are halved before one grows too large."""
-    counts[context, bit] += 1
-    if counts[context, bit] >= _MAX_COUNT:
-        counts[context, 0] >>= 1
-        counts[context, 1] >>= 1
-
-
-@_compiled
-def shift_low(state, out):  # type: ignore[no-untyped-def]
-    """Move the top byte out, held back as long as a carry may still change it."""
-    low = state[LOW]
-    if low < 0xFF000000 or low > MASK_32:
-        carry = low >> 32
-        position = state[POSITION]
-        byte = state[_CACHE]
-        for _ in range(state[PENDING]):
-            # The first byte is always zero and is not part of the output.
-            if position >= 0:
-                out[position] = (byte + carry) & 0xFF
-            position += 1
-            byte = 0xFF
-        state[POSITION] = position
-        state[PENDING] = 0
-        state[_CACHE] = (low >> 24) & 0xFF
-    state[PENDING] += 1
-    state[LOW] = (low & 0x00FFFFFF) << 8
-
-
-@_compiled
-def encode_bit(state, out, probability, bit):  # type: ignore[no-untyped-def]
-    """Code a decision; the probability of a 1 is in units of 2^-16."""
-    # The rarer value gets the rounded-down share, so that the common one costs no more than due.
-    rare = probability <= 1 << 15
-    share = probability if rare else (1 << 16) - probability
-    bound = (state[RANGE] >> 16) * share
-    if (bit == 1) == rare:
-        state[RANGE] = bound
-    else:
-        state[LOW] += bound
-        state[RANGE] -= bound
-    while state[RANGE] < _TOP:
-        state[RANGE] <<= 8
-        shift_low(state, out)
-
-
-@_compiled
-def decode_bit(state, payload, probability):  # type: ignore[no-untyped-def]
-    """Decode what `encode_bit` coded."""
-    rare = probability <= 1 << 15
-    share = probability if rare else (1 << 16) - probability
-    bound = (state[RANGE] >> 16) * share
-    if state[LOW] < bound:
-        state[RANGE] = bound
-        bit = 1 if rare else 0
-    else:
-        state[LOW] -= bound
-        state[RANGE] -= bound
-        bit = 0 if rare else 1
-    while state[RANGE] < _TOP:
-        state[RANGE] <<= 8
-        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
-    return bit
-
-
-@_compiled
-def next_byte(state, payload):  # type: ignore[no-untyped-def]
-    """Take the next byte, 0 beyond the end."""
-    position = state[POSITION]
-    state[POSITION] += 1
-    return np.int64(payload[position]) if position < payload.size else np.int64(0)
-
-
-@_compiled
-def finish_code(state, out):  # type: ignore[no-untyped-def]
-    """Write the end of a code, for which `out` has room; returns the number of all bytes."""
-    # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
-    n_tail = TAIL_BYTES
-    for n_bytes in range(TAIL_BYTES + 1):
-        step = np.int64(1) << (32 - 8 * n_bytes)
-        rounded = (state[LOW] + step - 1) // step * step
-        if rounded < state[LOW] + state[RANGE]:
-            state[LOW] = rounded
-            n_tail = n_bytes
-            break
-    n_payload = state[POSITION] + state[PENDING] + n_tail
-    for _ in range(TAIL_BYTES + 1):
-        shift_low(state, out)
-    return n_payload
-
-
-@_compiled
-def start_decoder(state, payload):  # type: ignore[no-untyped-def]
-    """Take the first bytes of a code; False where no encoder can have written them."""
-    for _ in range(TAIL_BYTES):
-        state[LOW] = (state[LOW] << 8) | next_byte(state, payload)
-    return state[LOW] < state[RANGE]
-
-
-@_compiled
-def _with_room(state, out, n_bytes):  # type: ignore[no-untyped-def]
-    """Give `out`, or a larger copy of it, with room for `n_bytes` more and the end."""
-    needed = state[POSITION] + state[PENDING] + n_bytes + _SLACK_BYTES
-    if needed <= out.size:
-        return out
-    grown = np.empty(2 * needed, np.uint8)
-    grown[: out.size] = out
-    return grown
-
-
-@_compiled
+@compiled
 def encode_voxels(padded):  # type: ignore[no-untyped-def]
     """Encode classes 0 to 3.
 
@@ -271,11 +147,11 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
     volume_counts = np.zeros((1, 2), np.uint32)
     n_segments = (n_x - MARGIN_BEFORE - MARGIN_AFTER + SEGMENT - 1) // SEGMENT
     segments = np.zeros((n_volumes, n_z, n_y, n_segments + 2), np.uint8)
-    state = np.array([0, MASK_32, 0, 1, -1], np.int64)
+    state = start_encoder()
     out = np.empty(1024, np.uint8)
     for b in range(n_volumes):
         if b > 0:
-            out = _with_room(state, out, 0)
+            out = with_room(state, out, 0)
             bit = 0 if _repeats(padded, b) else 1
             encode_bit(state, out, estimate_bit(volume_counts, 0), bit)
             count_bit(volume_counts, 0, bit)
@@ -284,7 +160,7 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
                 continue
         for z in range(2, n_z - 1):
             for y in range(2, n_y - 1):
-                out = _with_room(state, out, _MAX_BYTES_PER_VOXEL * n_x)
+                out = with_room(state, out, _MAX_BYTES_PER_VOXEL * n_x)
                 for s in range(1, n_segments + 1):
                     start = MARGIN_BEFORE + SEGMENT * (s - 1)
                     stop = min(start + SEGMENT, n_x - MARGIN_AFTER)
@@ -317,7 +193,7 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
     return out[: finish_code(state, out)].copy()
 
 
-@_compiled
+@compiled
 def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
     """Decode classes 0 to 3 into the inside of an array of zeros; the twin of `encode_voxels`.
 
@@ -342,8 +218,8 @@ def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
     volume_counts = np.zeros((1, 2), np.uint32)
     n_segments = (n_x - MARGIN_BEFORE - MARGIN_AFTER + SEGMENT - 1) // SEGMENT
     segments = np.zeros((n_volumes, n_z, n_y, n_segments + 2), np.uint8)
-    state = np.array([0, MASK_32, 0, 0, 0], np.int64)
-    if not start_decoder(state, payload):
+    state, can_begin = start_decoder(payload)
+    if not can_begin:
         return False
     for b in range(n_volumes):
         if b > 0:
@@ -355,7 +231,7 @@ def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
                 continue
         for z in range(2, n_z - 1):
             for y in range(2, n_y - 1):
-                if state[POSITION] > payload.size + TAIL_BYTES:
+                if is_beyond(state, payload):
                     return False
                 for s in range(1, n_segments + 1):
                     start = MARGIN_BEFORE + SEGMENT * (s - 1)
@@ -386,4 +262,4 @@ def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
                                 voxel = 2 + bit
                             padded[b, z, y, x] = voxel
                     segments[b, z, y, s] = _summary(padded, b, z, y, start, stop)
-    return payload.size <= state[POSITION] <= payload.size + TAIL_BYTES
+    return is_at_end(state, payload)

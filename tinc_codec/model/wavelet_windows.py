@@ -1,0 +1,151 @@
+"""A region of the features' wavelet: the bits of the whole, at a cost that goes with its size.
+
+A level is undone within a window that is wide enough for its ends to spoil nothing of what is
+needed of it.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+
+from tinc_codec.model.wavelet import (
+    Slices,
+    Team,
+    Triple,
+    grid_of,
+    halved,
+    inverse_level,
+    level_shapes,
+    slices_of,
+    split_axes,
+)
+
+Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""[start, stop) along z, y, x."""
+
+_REACH = 4
+"""Samples on either side of a window that its ends can spoil in the inverse of one level."""
+
+_NARROW = 32
+_NARROW_ROWS = 1024
+"""Rows shorter than the one, where there are more than the other, are too short to be lifted one
+by one: all are lifted side by side."""
+
+
+def needed_ranges(grid: Triple, region: Ranges) -> tuple[Ranges, ...]:
+    """Say which low-pass samples of every level a region of the volume depends on.
+
+    Parameters
+    ----------
+    grid : tuple of int
+    region : three (start, stop)
+        0 <= start < stop <= size along z, y, x.
+
+    Returns
+    -------
+    tuple
+        One entry for each of `level_shapes(grid)`, the region itself first: (start, stop) along
+        z, y, x. The high-pass samples needed beside them are those of the same numbers, as far
+        as there are such.
+    """
+    ranges = [region]
+    for shape, low in pairwise(level_shapes(grid)):
+        z, y, x = (
+            _needed_low(ranges[-1][a], shape[a]) if shape[a] != low[a] else ranges[-1][a]
+            for a in range(3)
+        )
+        ranges.append((z, y, x))
+    return tuple(ranges)
+
+
+def inverse_region(coefficients: np.ndarray, region: Ranges, threads: int = 1) -> np.ndarray:
+    """Return a region of `wavelet.inverse`, bit for bit.
+
+    Parameters
+    ----------
+    coefficients : ndarray of float32
+        Shape (volume, z, y, x).
+    region : three (start, stop)
+        As for `needed_ranges`.
+    threads : int
+
+    Returns
+    -------
+    ndarray
+        float32, shape (volume, *sizes of the region).
+    """
+    from tinc_codec.model import lifting
+
+    shapes = level_shapes(grid_of(coefficients))
+    ranges = needed_ranges(shapes[0], region)
+    low = np.ascontiguousarray(coefficients[:, *slices_of(ranges[-1])])
+    with Team(threads) as team:
+        for level in reversed(range(len(shapes) - 1)):
+            shape, lows = shapes[level], ranges[level + 1]
+            split = split_axes(shape)
+            spans = np.array([_spans(*axis) for axis in zip(lows, shape, split, strict=True)])
+            rest = np.empty((len(low), *spans[:, 1::2].sum(axis=1)), np.float32)
+            lifting.gather_window(coefficients, spans, rest)
+            if split[1] and split[2] and _is_narrow(rest):
+                window = _inverse_narrow(low, rest, split[0], team)
+            else:
+                window = np.empty_like(rest)
+                inverse_level(low, rest, window, np.empty_like(rest), split, team)
+            low = np.ascontiguousarray(window[:, *_inside(ranges[level], lows, split)])
+    return low
+
+
+def _needed_low(needed: tuple[int, int], size: int) -> tuple[int, int]:
+    start = max(0, needed[0] - _REACH)
+    stop = min(size, needed[1] + _REACH)
+    return start // 2, halved(stop)
+
+
+def _spans(lows: tuple[int, int], size: int, is_split: bool) -> tuple[int, int, int, int]:
+    """Say where a window's samples begin along an axis and how many: low-pass, then high-pass."""
+    first, stop = lows
+    if not is_split:
+        return first, stop - first, 0, 0
+    return first, stop - first, halved(size) + first, min(stop, size // 2) - first
+
+
+def _inside(ranges: Ranges, lows: Ranges, split: tuple[bool, bool, bool]) -> Slices:
+    """Say where in a window of some low-pass samples the ranges lie."""
+    origins = (
+        2 * first if halves else first for (first, _), halves in zip(lows, split, strict=True)
+    )
+    return slices_of(
+        (start - origin, stop - origin)
+        for (start, stop), origin in zip(ranges, origins, strict=True)
+    )
+
+
+def _is_narrow(window: np.ndarray) -> bool:
+    return window.shape[3] <= _NARROW and window.shape[1] * window.shape[2] >= _NARROW_ROWS
+
+
+def _inverse_narrow(low: np.ndarray, rest: np.ndarray, is_split: bool, team: Team) -> np.ndarray:
+    """Do what `inverse_level` does, each axis in turn moved to the front, is_split along z."""
+    _, *corner = low.shape
+    lifted = _inverse_front(low, rest, is_split, corner, team)
+    lines = np.ascontiguousarray(lifted.transpose(0, 2, 1, 3))
+    lifted = _inverse_front(lines, lines, True, [corner[1], *lines.shape[2:]], team)
+    lines = np.ascontiguousarray(lifted.transpose(0, 3, 2, 1))
+    lifted = _inverse_front(lines, lines, True, [corner[2], *lines.shape[2:]], team)
+    return lifted.transpose(0, 2, 3, 1)
+
+
+def _inverse_front(
+    low: np.ndarray, rest: np.ndarray, is_split: bool, corner: list[int], team: Team
+) -> np.ndarray:
+    """Lift along the first axis after that of the volumes; low holds the corner of that size."""
+    from tinc_codec.model import lifting
+
+    out = np.empty_like(rest)
+    bounds = tuple(corner)
+
+    def work(first: int, last: int) -> None:
+        lifting.inverse_depth(low, rest, out, is_split, bounds, first, last)
+
+    team.share(work, len(out) * out.shape[2], out.size)
+    return out
