@@ -1,4 +1,4 @@
-"""How long a part of one chunk takes, against all of it.
+"""How long a part or a coarse level of one chunk takes, against all of it.
 
 python -m benchmarks.partial
 
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import zarr
 
 from benchmarks import records, volumes
 from tinc_codec import TINC, config
-from tinc_codec.codec import decode_chunk, decode_region, encode_chunk
+from tinc_codec.codec import decode_chunk, decode_level, decode_region, encode_chunk
 from tinc_codec.model.opened import CACHE
 from tinc_codec.params import EncodingParams
 
-MODELS = ("tree", "features")
+MODELS = ("tree", "features", "lattice")
+LEVELS = (1, 2, 3)
 
 
 def parts(shape: tuple[int, ...]) -> dict[str, tuple[slice, ...]]:
@@ -77,9 +79,12 @@ def measure(volume: np.ndarray, params: EncodingParams, repeats: int) -> list[di
         }
         for door, (read_all, read) in doors.items():
             whole_ms = median_ms(read_all, repeats)
-            for name, part in parts(volume.shape).items():
-                first = median_ms(lambda read=read, part=part: read(part), repeats, CACHE.clear)
-                again = median_ms(lambda read=read, part=part: read(part), repeats)
+            asked = {name: partial(read, part) for name, part in parts(volume.shape).items()}
+            if door == "codec":
+                asked |= {f"level {k}": partial(decode_level, stream, k) for k in LEVELS}
+            for name, call in asked.items():
+                first = median_ms(call, repeats, CACHE.clear)
+                again = median_ms(call, repeats)
                 rows.append(
                     {
                         "model": params.model,
@@ -97,7 +102,7 @@ def measure(volume: np.ndarray, params: EncodingParams, repeats: int) -> list[di
 
 
 def main() -> None:
-    """Measure a central crop stored as a tree and as features."""
+    """Measure a central crop stored as a tree, as features and as a lattice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="directory of *.npz (default: $TINC_DATA)")
     parser.add_argument("--volume", default="mri_t1")

@@ -27,8 +27,8 @@ from tinc_codec.model.postfilter import (
     write_postfilter,
 )
 from tinc_codec.model.section import read_tree, write_tree
-from tinc_codec.quantise import lattice as lattice_module
-from tinc_codec.quantise.lattice import read_lattice, write_lattice
+from tinc_codec.quantise import lattice_section
+from tinc_codec.quantise.lattice_section import read_lattice, write_lattice
 from tinc_codec.quantise.scalar import q_step
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -194,7 +194,7 @@ class TestGolden:
         found = read_lattice(body, header.info, classes, 1)
         np.testing.assert_array_equal(found.indices, kept["lattice"])
         planes = lattice_of(header).planes
-        monkeypatch.setattr(lattice_module, "_planes_per_slab", lambda shape: planes)
+        monkeypatch.setattr(lattice_section, "_planes_per_slab", lambda shape: planes)
         assert write_lattice(found, header.info, classes, 1) == body
 
     def test_voxels(self, version, name):

@@ -37,17 +37,16 @@ from tinc_codec.errors import (
     TruncatedStreamError,
 )
 from tinc_codec.params import EncodingParams
-from tinc_codec.quantise import lattice as lattice_module
+from tinc_codec.quantise import lattice_coder, lattice_section
 from tinc_codec.quantise.lattice import (
     MAX_TOP,
     from_lattice,
     place_points,
-    read_lattice,
     to_lattice,
     values_of,
-    write_lattice,
 )
 from tinc_codec.quantise.lattice_coder import encode_slab
+from tinc_codec.quantise.lattice_section import read_lattice, write_lattice
 from tinc_codec.rewrite import open_old, rewrite_chunk
 from tinc_codec.volume.chunk import ChunkInfo, analyse, is_constant
 from tinc_codec.volume.mask import encode_classes
@@ -191,7 +190,7 @@ class TestTwoReaders:
         [(1, 15), (40, 9), (60, 6), (100, 3), (120, 3), (250, 2), (400, 1)],
     )
     def test_slabs_of_parts_and_of_several_volumes(self, monkeypatch, slab_voxels, n_slabs):
-        monkeypatch.setattr(lattice_module, "_SLAB_VOXELS", slab_voxels)
+        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", slab_voxels)
         array = contents("mixed", (3, 5, 4, 6), "i2")
         case = case_of(array, 1)
         assert assert_agree(case).slabs == n_slabs
@@ -200,7 +199,7 @@ class TestTwoReaders:
     @pytest.mark.parametrize("slab_voxels", [30, 90, 10_000])
     @pytest.mark.parametrize("dtype", FLOATS)
     def test_masks(self, monkeypatch, dtype, slab_voxels):
-        monkeypatch.setattr(lattice_module, "_SLAB_VOXELS", slab_voxels)
+        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", slab_voxels)
         array = contents("mixed", (2, 2, 5, 6, 7), dtype)
         array[0, 0, 1:3, 2:] = np.nan
         array[0, 1] = np.nan
@@ -210,7 +209,7 @@ class TestTwoReaders:
         assert error_of(array, decode_chunk(case.stream())) <= 0.13
 
     def test_one_finite_voxel_per_slab(self, monkeypatch):
-        monkeypatch.setattr(lattice_module, "_SLAB_VOXELS", 12)
+        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 12)
         array = np.full((4, 3, 4), np.nan, "f4")
         array[0, 0, 0], array[1, 2, 3], array[3, 1, 1] = 1, 2, 3
         reference = assert_agree(case_of(array, 0.5))
@@ -272,7 +271,7 @@ class TestTwoReaders:
             np.testing.assert_array_equal(found.indices, expected)
 
     def test_threads_change_no_bit(self, monkeypatch):
-        monkeypatch.setattr(lattice_module, "_SLAB_VOXELS", 100)
+        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 100)
         array = contents("mixed", (9, 8, 10), "u2")
         info, _ = analyse(array)
         points = place_points(info, info.value_min, 1)
@@ -715,7 +714,7 @@ class TestDamage:
             read_lattice(section(b"\x00\x01", 3, [b"\xff" * 4]), info, None, 1)
 
     def test_which_slab_is_damaged(self, monkeypatch):
-        monkeypatch.setattr(lattice_module, "_SLAB_VOXELS", 30)
+        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 30)
         case = some_case()
         body = bytearray(case.body)
         lengths = list(body[3:6])
@@ -750,6 +749,58 @@ class TestReading:
             part = decode_region(stream, box)
             assert part.dtype == array.dtype
             np.testing.assert_array_equal(part, whole[box])
+
+    @settings(max_examples=40)
+    @given(strategies.arrays(max_voxels=300), st.integers(1, 60), st.data())
+    def test_parts_of_slabs_are_those_of_the_whole(self, array, slab_voxels, data):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lattice_section, "_SLAB_VOXELS", slab_voxels)
+            stream = encode_chunk(array, asked("auto", max_error=2.0))
+        assume(Section.LATTICE in header_of(stream).sections)
+        whole = decode_chunk(stream)
+        places = [data.draw(st.integers(0, n - 1)) for n in array.shape]
+        for reach in (1, 2, max(array.shape)):
+            box = tuple(slice(place, place + reach) for place in places)
+            np.testing.assert_array_equal(decode_region(stream, box), whole[box])
+
+    def test_a_slab_is_decoded_when_it_is_needed(self, monkeypatch):
+        array = contents("mixed", (2, 9, 6, 5), "u1")
+        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 90)
+        stream = encode_chunk(array, asked(max_error=1.0))
+        decoded = []
+        decode_slab = lattice_coder.decode_slab
+
+        def count(payload, skipped, n_z, top, indices):
+            decoded.append(len(indices))
+            return decode_slab(payload, skipped, n_z, top, indices)
+
+        monkeypatch.setattr(lattice_coder, "decode_slab", count)
+        for box, planes in (
+            ((1, slice(4, 5), slice(0, 1), slice(2, 3)), [3]),
+            ((1, slice(3, 6), slice(0, 6), slice(0, 5)), []),
+            ((1, slice(2, 4), slice(5, 6), slice(0, 5)), [3]),
+            ((0, slice(0, 9), slice(0, 6), slice(0, 5)), [3, 3, 3]),
+            ((1, slice(0, 9), slice(0, 6), slice(0, 5)), [3]),
+        ):
+            decoded.clear()
+            volume, *rest = box
+            found = decode_region(stream, (slice(volume, volume + 1), *rest))
+            assert decoded == planes
+            assert np.abs(found[0].astype(int) - array[volume][tuple(rest)]).max() <= 1
+
+    def test_only_what_is_asked_for_must_be_intact(self, monkeypatch):
+        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 30)
+        case = some_case()
+        body = bytearray(case.body)
+        lengths = list(body[3:6])
+        start = 6 + lengths[0]
+        body[start : start + 4] = b"\xff" * 4
+        stream = case.stream(bytes(body))
+        slabs = lattice_section.parse_lattice(bytes(body), case.info).slabs
+        inner = [slice(0, n) for n in case.info.shape[1:]]
+        decode_region(stream, (slabs[0], *inner))
+        with pytest.raises(CorruptStreamError, match="of slab 1 do not"):
+            decode_region(stream, (slabs[1], *inner))
 
     @pytest.mark.parametrize("order", ["C", "F"])
     @pytest.mark.parametrize("dtype", ["u1", ">i2", "f2", ">f4", "f8"])

@@ -187,7 +187,8 @@ def _keep_lattice(
 ) -> bytes | None:
     """Keep the old points; None where the touched voxels, or the untouched, miss the bound so."""
     from tinc_codec.model.render import read_model
-    from tinc_codec.quantise.lattice import from_lattice, place_points, to_lattice, write_lattice
+    from tinc_codec.quantise.lattice import from_lattice, place_points, to_lattice
+    from tinc_codec.quantise.lattice_section import write_lattice
 
     info, classes = analyse(array)
     model = read_model(old.header, threads)

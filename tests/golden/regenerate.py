@@ -23,8 +23,9 @@ from tinc_codec.bitstream.sections import Section
 from tinc_codec.bitstream.version import MAJOR, MINOR
 from tinc_codec.codec import decode_chunk
 from tinc_codec.metrics import measure
-from tinc_codec.quantise import lattice as lattice_module
-from tinc_codec.quantise.lattice import place_points, to_lattice, write_lattice
+from tinc_codec.quantise import lattice_section
+from tinc_codec.quantise.lattice import place_points, to_lattice
+from tinc_codec.quantise.lattice_section import write_lattice
 from tinc_codec.volume.chunk import analyse
 from tinc_codec.volume.mask import encode_classes
 
@@ -82,7 +83,7 @@ def build(recipe: Recipe) -> bytes:
     if points is None:
         raise RuntimeError(f"steps of {recipe.step} make too many points")
     lattice = to_lattice(array[valid].reshape(info.batched_shape), info, points)
-    with patch.object(lattice_module, "_SLAB_VOXELS", recipe.slab_voxels):
+    with patch.object(lattice_section, "_SLAB_VOXELS", recipe.slab_voxels):
         body = write_lattice(lattice, info, classes, 1)
     sections: dict[int, bytes] = {} if classes is None else {Section.MASK: encode_classes(classes)}
     sections[Section.LATTICE] = body

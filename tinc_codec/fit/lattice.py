@@ -11,12 +11,11 @@ from tinc_codec.metrics import max_error as largest_error
 from tinc_codec.quantise.lattice import (
     Lattice,
     Points,
-    estimate_bytes,
     from_lattice,
     place_points,
     to_lattice,
-    write_lattice,
 )
+from tinc_codec.quantise.lattice_section import estimate_bytes, write_lattice
 from tinc_codec.volume.chunk import FINITE, ChunkInfo
 
 _SAMPLED_VOXELS = 1 << 16

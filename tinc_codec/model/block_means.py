@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from tinc_codec.model.evaluate import evaluate_grid
 from tinc_codec.model.features import coefficients_of, decode_features, parse_features
-from tinc_codec.model.points import evaluate_points, leaf_numbers
 from tinc_codec.model.render import Tree
 from tinc_codec.model.wavelet import Triple, bands, forward, inverse, level_shapes
 
@@ -37,6 +37,9 @@ _LONGEST_AXIS = 512
 """Filters of longer axes are those of one with as many voxels beside a multiple of 8."""
 
 _ROUNDING = 2.0**-19
+
+_LARGE = 1e200
+"""Values from which on sums over all blocks may overflow."""
 
 _GAUSS_2 = (-1.0, 1.0)
 _GAUSS_3 = (-math.sqrt(1.8), 0.0, math.sqrt(1.8))
@@ -115,16 +118,64 @@ def tree_means(tree: Tree, level: int, threads: int) -> np.ndarray:
     out = np.zeros((len(tree.parameters), *coarse_shape(grid, direct)), np.float32)
     for nodes, weights in _rules(direct):
         places = [_nodes_of(n, direct, row) for n, row in zip(grid, nodes, strict=True)]
-        coordinates = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1).reshape(-1, 3)
-        # Between voxels a point belongs to the nearest one's leaf.
-        nearest = np.ix_(*(np.floor(place + 0.5).astype(np.int64) for place in places))
-        leaves = leaf_numbers(tree.shape, nearest).reshape(-1)
-        for volume, sums in enumerate(out):
-            values = evaluate_points(tree, volume, coordinates, leaves, threads)
-            (a, b, c), (i, j, k) = sums.shape, map(len, nodes)
-            cells = values.reshape(a, i, b, j, c, k)
-            sums += np.einsum("aibjck,i,j,k->abc", cells, *weights)
+        found = evaluate_grid(tree.shape, tree.parameters, tree.scaling, places, threads)
+        for values, sums in zip(found, out, strict=True):
+            for axis, row in reversed(list(enumerate(weights))):
+                values = _weighted(values, axis, row)
+            sums += values
     return _coarser(out, grid, direct, level)
+
+
+def voxel_means(voxels: np.ndarray, level: int) -> np.ndarray:
+    """Compute the means of voxels themselves over blocks of the last three axes.
+
+    Parameters
+    ----------
+    voxels : ndarray
+        Of any real dtype and up to three and more axes.
+    level : int
+        As for `feature_means`.
+
+    Returns
+    -------
+    ndarray of float64
+        Over those of a block that are finite; NaN where none is.
+    """
+    wide = np.ascontiguousarray(voxels, np.float64)
+    n_lead = max(0, wide.ndim - 3)
+    z, y, x = (1,) * (3 - wide.ndim) + wide.shape[n_lead:]
+    blocks = coarse_shape((z, y, x), level)
+    sums = np.zeros((math.prod(wide.shape[:n_lead]), *blocks))
+    counts = np.zeros_like(sums)
+    # Sums of the largest float64 overflow, their means do not.
+    is_large = (
+        voxels.dtype.itemsize == 8 and np.abs(wide).max(where=np.isfinite(wide), initial=0) > _LARGE
+    )
+    scale = 2.0 ** (-3 * level if is_large else 0)
+    _add_blocks(wide.reshape(-1, z, y, x), level, scale, sums, counts)
+    with np.errstate(invalid="ignore"):
+        means = sums / counts / scale
+    return means.reshape(*wide.shape[:n_lead], *blocks[3 - (wide.ndim - n_lead) :])
+
+
+@njit(**_COMPILE)
+def _add_blocks(voxels, level, scale, sums, counts):  # type: ignore[no-untyped-def]
+    """Add up the finite voxels [volume, z, y, x] of blocks, times a scale, and count them."""
+    block = 1 << level
+    for volume in range(voxels.shape[0]):
+        for z in range(voxels.shape[1]):
+            for y in range(voxels.shape[2]):
+                row = voxels[volume, z, y]
+                row_sums = sums[volume, z >> level, y >> level]
+                row_counts = counts[volume, z >> level, y >> level]
+                for i in range(row_sums.shape[0]):
+                    total, count = 0.0, 0
+                    for x in range(i << level, min(row.shape[0], (i << level) + block)):
+                        if np.isfinite(row[x]):
+                            total += row[x] * scale
+                            count += 1
+                    row_sums[i] += total
+                    row_counts[i] += count
 
 
 def _slices(shape: Triple) -> tuple[slice, slice, slice]:
@@ -223,6 +274,15 @@ def _add_filtered(source, starts, taps, target):  # type: ignore[no-untyped-def]
                     line = source[outer, starts[j] + i]
                     for x in range(row.shape[0]):
                         row[x] += weight * line[x]
+
+
+def _weighted(values: np.ndarray, axis: int, weights: np.ndarray) -> np.ndarray:
+    """Add up runs of as many values along an axis as there are weights."""
+    lines = np.moveaxis(values, axis, 0)
+    total = weights[0] * lines[:: len(weights)]
+    for first, weight in enumerate(weights[1:], start=1):
+        total += weight * lines[first :: len(weights)]
+    return np.moveaxis(total, 0, axis)
 
 
 def _rules(level: int) -> list[tuple[list[tuple[float, ...]], list[np.ndarray]]]:

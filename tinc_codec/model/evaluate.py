@@ -1,8 +1,9 @@
 """Parameters -> voxels, on the CPU or on a GPU, in the chunk's dtype."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise, product
 from typing import Any
 
@@ -52,6 +53,44 @@ def add_values(
 ) -> None:
     """Add what a tree says of t, not clipped, to float32 values [volume, z, y, x], on the CPU."""
     _run_leaves(shape, parameters, scaling, None, False, values, threads)
+
+
+def evaluate_grid(
+    shape: TreeShape,
+    parameters: np.ndarray,
+    scaling: np.ndarray,
+    places: Sequence[np.ndarray],
+    threads: int,
+) -> np.ndarray:
+    """Evaluate all volumes on a grid of places, which need not be voxels, on the CPU.
+
+    Parameters
+    ----------
+    shape, parameters, scaling, threads
+        As for `evaluate`.
+    places : three arrays
+        Ascending, along z, y, x in voxels: 0 is the centre of the first. Between voxels a place
+        belongs to the nearest one's leaf, and all are nearest to one of the grid.
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (volume, *numbers of places): t, not clipped.
+    """
+    from tinc_codec.model import fused
+
+    table = np.zeros((3, max(map(len, places))), np.float32)
+    first, stop = shape.leaf_origins, shape.leaf_origins + shape.leaf_extents
+    starts, stops = np.empty_like(first), np.empty_like(first)
+    for axis, line in enumerate(places):
+        table[axis, : len(line)] = line
+        nearest = np.floor(np.asarray(line) + 0.5)
+        starts[:, axis] = np.searchsorted(nearest, first[:, axis])
+        stops[:, axis] = np.searchsorted(nearest, stop[:, axis])
+    boxes = starts, stops - starts, fused.coordinate_table(table, shape.coordinate_map)
+    out = np.zeros((len(parameters), *map(len, places)), np.float32)
+    _run_boxes(shape, boxes, parameters, scaling, None, False, out, threads)
+    return out
 
 
 def store_values(values: np.ndarray, info: ChunkInfo, out: np.ndarray, threads: int) -> None:
@@ -115,6 +154,21 @@ def _run_leaves(
     target: np.ndarray,
     threads: int,
 ) -> None:
+    boxes = shape.leaf_origins, shape.leaf_extents, voxel_coordinates(shape)
+    _run_boxes(shape, boxes, parameters, scaling, mapping, is_integer, target, threads)
+
+
+def _run_boxes(
+    shape: TreeShape,
+    boxes: tuple[np.ndarray, np.ndarray, np.ndarray],
+    parameters: np.ndarray,
+    scaling: np.ndarray,
+    mapping: tuple[float, float, float, float, float] | None,
+    is_integer: bool,
+    target: np.ndarray,
+    threads: int,
+) -> None:
+    """Evaluate every leaf in a box of target; boxes are origins, extents and coordinates."""
     from tinc_codec.model import fused
 
     shares = max(1, min(shape.leaf_count, 4 * threads)) if threads > 1 else 1
@@ -123,15 +177,24 @@ def _run_leaves(
     def work(volume: int, first: int, last: int) -> None:
         offset, gain = scaling[volume]
         fused.evaluate_leaves(
-            parameters[volume], shape.leaf_paths, shape.leaf_origins, shape.leaf_extents,
-            shape.coordinate_map, np.array(shape.axes), np.float32(shape.w0), shape.max_width,
-            first, last, np.float32(gain), np.float32(offset), mapping, is_integer, target[volume],
+            parameters[volume], shape.leaf_paths, *boxes, np.array(shape.axes),
+            np.float32(shape.w0), shape.max_width, first, last, np.float32(gain),
+            np.float32(offset), mapping, is_integer, target[volume],
         )  # fmt: skip
 
     jobs = [
         (volume, *pair) for volume, pair in product(range(len(parameters)), list(pairwise(bounds)))
     ]
     map_jobs(work, jobs, threads)
+
+
+@lru_cache(maxsize=32)
+def voxel_coordinates(shape: TreeShape) -> np.ndarray:
+    """Give the coordinates of all voxels, as `fused.evaluate_leaves` takes them; only read."""
+    from tinc_codec.model import fused
+
+    places = np.tile(np.arange(max(shape.grid), dtype=np.float32), (3, 1))
+    return np.asarray(fused.coordinate_table(places, shape.coordinate_map))
 
 
 def evaluate_torch(

@@ -178,13 +178,14 @@ def sine(z, w0, y, n_rows, n):  # type: ignore[no-untyped-def]
 
 @njit(**_COMPILE)
 def evaluate_leaves(  # type: ignore[no-untyped-def]
-    parameters, paths, origins, extents, coordinate_map, axes, w0, width, first, last, gain, offset,
+    parameters, paths, origins, extents, coordinates, axes, w0, width, first, last, gain, offset,
     mapping, is_integer, out
 ):  # fmt: skip
     """Evaluate leaves first to last - 1 of one volume into out [Z, Y, X] of any real dtype.
 
-    The network's output f becomes t = gain * f + offset, and that the data's value; see `store`.
-    Where `mapping` is None, t itself is added to `out`.
+    coordinates [axis, position] are those of out's positions, from `coordinate_table`. The
+    network's output f becomes t = gain * f + offset, and that the data's value; see `store`. Where
+    `mapping` is None, t itself is added to `out`.
     """
     n_layers = paths.shape[1]
     a = np.empty((width, TILE), np.float32)
@@ -201,7 +202,7 @@ def evaluate_leaves(  # type: ignore[no-untyped-def]
                     a,
                     axes,
                     origins[leaf],
-                    coordinate_map,
+                    coordinates,
                     x_start,
                     run,
                     row_start,
@@ -227,22 +228,33 @@ def evaluate_leaves(  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
-def place(a, axes, origin, coordinate_map, x_start, run, row_start, row_stop, height):  # type: ignore[no-untyped-def]
+def coordinate_table(places, coordinate_map):  # type: ignore[no-untyped-def]
+    """Give the network's coordinates of places in voxels, float32 [axis, position]."""
+    out = np.empty_like(places)
+    for axis in range(places.shape[0]):
+        step = coordinate_map[0, axis]
+        shift = coordinate_map[1, axis]
+        for i in range(places.shape[1]):
+            out[axis, i] = places[axis, i] * step - shift
+    return out
+
+
+@njit(**_COMPILE)
+def place(a, axes, origin, coordinates, x_start, run, row_start, row_stop, height):  # type: ignore[no-untyped-def]
     """Write the coordinates of rows of a leaf into a [axis, sample]."""
     for k in range(axes.shape[0]):
         axis = axes[k]
-        step = coordinate_map[0, axis]
-        shift = coordinate_map[1, axis]
+        line = coordinates[axis]
         target = a[k]
         for row in range(row_start, row_stop):
             begin = (row - row_start) * run
             if axis == 2:
                 first = origin[2] + x_start
                 for s in range(run):
-                    target[begin + s] = np.float32(first + s) * step - shift
+                    target[begin + s] = line[first + s]
             else:
                 position = row % height if axis == 1 else row // height
-                value = np.float32(origin[axis] + position) * step - shift
+                value = line[origin[axis] + position]
                 for s in range(run):
                     target[begin + s] = value
 

@@ -120,32 +120,20 @@ def _means_of_decoded(
 
     That is one of an array that was made smaller, or that ends in a single voxel of padding.
     """
+    from tinc_codec.model.block_means import voxel_means
     from tinc_codec.model.opened import open_sections
     from tinc_codec.model.region import render_region
 
     info = header.info
     region = [slice(0, min(room, n)) for room, n in zip(extent, info.shape, strict=True)]
-    voxels = render_region(open_sections(header), region, threads).astype(np.float64)
-    counts = np.isfinite(voxels).astype(np.float64)
-    sums = np.where(counts, voxels, 0.0)
-    # Sums of the largest float64 overflow, their means do not.
-    scale = 2.0 ** (-SPATIAL_NDIM * level if np.abs(sums).max() > _LARGE else 0)
-    sums *= scale
-    for axis in range(max(0, voxels.ndim - SPATIAL_NDIM), voxels.ndim):
-        starts = np.arange(0, voxels.shape[axis], 1 << level)
-        sums, counts = (np.add.reduceat(array, starts, axis=axis) for array in (sums, counts))
-    with np.errstate(invalid="ignore"):
-        means = sums / counts / scale
+    voxels = render_region(open_sections(header), region, threads)
+    means = voxel_means(voxels, level)
     out = allocate(replace(info, shape=level_shape(info.shape, level)))
     out[...] = 0
     inside = tuple(slice(0, n) for n in means.shape)
     out[inside] = np.rint(means) if info.dtype.kind in "iu" else means
     out.flags.writeable = False
     return out
-
-
-_LARGE = 1e200
-"""Values from which on sums over all blocks may overflow."""
 
 
 def _means(header: Header, level: int, threads: int) -> np.ndarray:

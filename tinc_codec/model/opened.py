@@ -1,6 +1,7 @@
 """Chunks whose sections are decoded, and the cache of those that were used last.
 
-A box of a chunk cannot do without the decoded symbols of all its sections.
+A box of a chunk cannot do without the decoded symbols of all its sections, those of a lattice's
+slabs apart.
 """
 
 import os
@@ -15,11 +16,12 @@ import numpy as np
 
 from tinc_codec.bitstream.header import Header
 from tinc_codec.bitstream.sections import Section
-from tinc_codec.model.render import Tree, read_model, render
+from tinc_codec.model.render import Tree, read_model
 from tinc_codec.volume.chunk import ChunkInfo
 from tinc_codec.volume.mask import decode_classes
 
 if TYPE_CHECKING:
+    from tinc_codec.model.lattice_voxels import LatticeVoxels
     from tinc_codec.model.postfilter import PostFilter
     from tinc_codec.quantise.corrections import Corrections
 
@@ -31,7 +33,7 @@ CACHE_BYTES = 64 << 20
 
 @dataclass(frozen=True, eq=False)
 class OpenChunk:
-    """A chunk whose sections are decoded, ready to give any of its voxels; it is never changed.
+    """A chunk whose sections are decoded, ready to give any of its voxels.
 
     Attributes
     ----------
@@ -43,8 +45,7 @@ class OpenChunk:
     corrections : Corrections or None
     classes : ndarray of uint8 or None
         Shape `info.valid_extent`.
-    voxels : ndarray or None
-        Where the model is a lattice, (B, z, y, x) of the chunk's dtype.
+    lattice : LatticeVoxels or None
     """
 
     info: ChunkInfo
@@ -53,17 +54,17 @@ class OpenChunk:
     postfilter: "PostFilter | None"
     corrections: "Corrections | None"
     classes: np.ndarray | None
-    voxels: np.ndarray | None = None
+    lattice: "LatticeVoxels | None" = None
 
     @property
     def is_constant(self) -> bool:
         """Whether no model stands for the voxels."""
-        return self.tree is None and self.coefficients is None and self.voxels is None
+        return self.tree is None and self.coefficients is None and self.lattice is None
 
     @property
     def size_bytes(self) -> int:
         """Memory of the decoded sections in bytes."""
-        found = [self.coefficients, self.classes, self.voxels]
+        found = [self.coefficients, self.classes]
         if self.tree is not None:
             found.append(self.tree.parameters)
         if self.corrections is not None:
@@ -71,11 +72,12 @@ class OpenChunk:
             found += [c.positions, c.multiples, c.absolutes]
         if self.postfilter is not None:
             found.append(self.postfilter.parameters)
-        return sum(array.nbytes for array in found if array is not None)
+        lattice = 0 if self.lattice is None else self.lattice.size_bytes
+        return lattice + sum(array.nbytes for array in found if array is not None)
 
 
 def open_sections(header: Header) -> OpenChunk:
-    """Decode all sections of a stream.
+    """Decode all sections of a stream but a lattice's slabs.
 
     Parameters
     ----------
@@ -90,13 +92,16 @@ def open_sections(header: Header) -> OpenChunk:
     info, classes, coefficients = header.info, None, None
     if Section.MASK in header.sections:
         classes = decode_classes(header.sections[Section.MASK], info.valid_extent)
+    if Section.LATTICE in header.sections:
+        from tinc_codec.model.lattice_voxels import LatticeVoxels
+        from tinc_codec.quantise.lattice_section import parse_lattice
+
+        coded = parse_lattice(header.sections[Section.LATTICE], info)
+        lattice = LatticeVoxels(coded, info, classes)
+        return OpenChunk(info, None, None, None, None, classes, lattice)
     model = read_model(header)
     if model is None:
         return OpenChunk(info, None, None, None, None, classes)
-    if model.lattice is not None:
-        voxels = np.empty(info.batched_shape, info.dtype)
-        render([model], [voxels], 1)
-        return OpenChunk(info, None, None, None, None, classes, voxels)
     if model.features is not None:
         from tinc_codec.model.features import coefficients_of
 
@@ -156,7 +161,7 @@ class ChunkCache:
         key : bytes
             Tells everything that what is made depends on.
         make : callable
-            Makes it: an object that is never changed, with its memory as `size_bytes`.
+            Makes it: an object that threads may share, with its memory as `size_bytes`.
         limit_bytes : int
             As for `open`.
         """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tinc_codec.errors import ConfigError
-from tinc_codec.model.evaluate import store_values
+from tinc_codec.model.evaluate import store_values, voxel_coordinates
 from tinc_codec.model.opened import OpenChunk
 from tinc_codec.model.render import Tree
 from tinc_codec.model.wavelet_windows import Ranges, inverse_region
@@ -93,9 +93,8 @@ def render_region(chunk: OpenChunk, region: Sequence[slice], threads: int) -> np
         return finish(out, box, classes)
     view = valid_view(out, box)
     volumes, ranges = _place(info, valid)
-    if chunk.voxels is not None:
-        z, y, x = (slice(*bounds) for bounds in ranges)
-        view[...] = chunk.voxels[volumes, z, y, x]
+    if chunk.lattice is not None:
+        view[...] = chunk.lattice.box(volumes, ranges, threads)
         return finish(out, box, classes, view)
     store_values(_filtered(chunk, volumes, ranges, threads), box, view, threads)
     if chunk.corrections is not None:
@@ -192,7 +191,7 @@ def _add_leaves(
     def work(volume: int, target: np.ndarray, first: int, last: int) -> None:
         offset, gain = tree.scaling[volume]
         fused.evaluate_leaves(
-            tree.parameters[volume], paths, starts, extents, shape.coordinate_map,
+            tree.parameters[volume], paths, starts, extents, voxel_coordinates(shape),
             np.array(shape.axes), np.float32(shape.w0), shape.max_width, first, last,
             np.float32(gain), np.float32(offset), None, False, target,
         )  # fmt: skip

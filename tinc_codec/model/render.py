@@ -92,7 +92,7 @@ def read_model(header: Header, threads: int = 1) -> ChunkModel | None:
 
 
 def _read_lattice(header: Header, threads: int) -> "Lattice":
-    from tinc_codec.quantise.lattice import read_lattice
+    from tinc_codec.quantise.lattice_section import read_lattice
     from tinc_codec.volume.mask import decode_classes
 
     classes = None

@@ -8,25 +8,16 @@ References
 `docs/format.md` §14
 """
 
-import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tinc_codec.bitstream.reader import ByteReader, byte_view
-from tinc_codec.bitstream.scalars import read_scalar, write_scalar
-from tinc_codec.bitstream.varint import write_varint
-from tinc_codec.errors import CorruptStreamError, TruncatedStreamError
-from tinc_codec.volume.chunk import FINITE, ChunkInfo
+from tinc_codec.volume.chunk import ChunkInfo
 
 MAX_TOP = (1 << 24) - 1
 """Largest index of a lattice point."""
-_MAX_INTEGER_STEP = (1 << 33) - 1
-_SLAB_VOXELS = 1 << 20
-"""Voxels of a slab: slabs are coded by themselves, at once, and each learns anew."""
 _TABLE_POINTS = 1 << 16
 _BUFFER_VOXELS = 1 << 16
 
@@ -167,206 +158,6 @@ def values_of(points: Points, indices: np.ndarray, info: ChunkInfo) -> np.ndarra
     steps *= int(points.step)
     steps += int(points.origin)
     return np.clip(steps, int(info.value_min), int(info.value_max)).astype(info.dtype)
-
-
-def write_lattice(
-    lattice: Lattice, info: ChunkInfo, classes: np.ndarray | None, threads: int
-) -> bytes:
-    """Write the section.
-
-    Parameters
-    ----------
-    lattice : Lattice
-    info : ChunkInfo
-    classes : ndarray of uint8 or None
-        As many voxels, 0 where one is finite.
-    threads : int
-        Slabs coded at once.
-
-    References
-    ----------
-    `docs/format.md` §14
-    """
-    planes = _planes_per_slab(lattice.indices.shape)
-    payloads = _encode_slabs(lattice, classes, planes, threads)
-    points = lattice.points
-    head = write_scalar(points.origin)
-    if info.dtype.kind == "f":
-        head += np.array(points.step, dtype="<f8").tobytes()
-    else:
-        head += write_varint(int(points.step))
-    head += write_varint(planes)
-    return head + b"".join([*(write_varint(len(body)) for body in payloads), *payloads])
-
-
-def estimate_bytes(
-    original: np.ndarray, info: ChunkInfo, points: Points, groups: int, planes: int
-) -> int:
-    """Estimate the bytes that voxels take on a lattice from groups of planes, rather too high.
-
-    Parameters
-    ----------
-    original, info, points
-        As for `to_lattice`; voxels that are not finite count as well.
-    groups, planes : int
-        Per volume: how many groups are looked at, and of how many planes each.
-    """
-    n_z = original.shape[1]
-    if groups * planes >= n_z:
-        some, planes = original, n_z
-    else:
-        starts = [n_z * (2 * group + 1) // (2 * groups) - planes // 2 for group in range(groups)]
-        # As volumes of their own, which learn from each other.
-        parts = [original[:, start : start + planes] for start in starts]
-        some = np.concatenate(parts)
-    lattice = to_lattice(some, info, points)
-    n_bytes = sum(map(len, _encode_slabs(lattice, None, len(some) * planes, 1)))
-    return n_bytes * original.size // some.size
-
-
-def read_lattice(
-    data: bytes | memoryview, info: ChunkInfo, classes: np.ndarray | None, threads: int
-) -> Lattice:
-    """Read the section; the twin of `write_lattice`.
-
-    Parameters
-    ----------
-    data : bytes-like
-    info : ChunkInfo
-        Not constant. Memory stays near 5 bytes per voxel of its valid extent and 24 per voxel of
-        a plane of each slab that is decoded at once, whatever `data` says.
-    classes : ndarray of uint8 or None
-        As many voxels, 0 where one is finite.
-    threads : int
-
-    Raises
-    ------
-    CorruptStreamError
-        If a field is out of its range, or a slab is not what an encoder writes.
-    TruncatedStreamError
-        If the section ends early.
-
-    References
-    ----------
-    `docs/format.md` §14
-    """
-    from tinc_codec.quantise.lattice_coder import decode_slab
-
-    view = byte_view(data)
-    reader = ByteReader(view)
-    points = _read_points(reader, info)
-    shape = info.batched_shape
-    planes = reader.read_varint("lattice: planes per slab")
-    if not _is_cut(planes, shape):
-        raise CorruptStreamError(
-            f"lattice: {planes} planes per slab do not fit {shape[0]} volumes of {shape[1]}"
-        )
-    # Lengths first, so that few bytes cannot ask for a large array or for many slabs.
-    count = _slab_count(shape, planes)
-    if count > reader.remaining:
-        raise TruncatedStreamError(
-            f"lattice: lengths of {count} slabs expected, {reader.remaining} bytes found"
-        )
-    parts = list(_slabs(shape, planes))
-    lengths = [reader.read_varint("lattice: length of a slab") for _ in parts]
-    payloads = [
-        np.frombuffer(reader.read_bytes(length, "lattice: a slab"), np.uint8).copy()
-        for length in lengths
-    ]
-    if reader.remaining:
-        raise CorruptStreamError(f"lattice: {reader.remaining} bytes follow the last slab")
-    indices = np.empty((shape[0] * shape[1], *shape[2:]), np.int32)
-    skipped = _skipped(classes, indices.shape)
-
-    def decode(part: slice, payload: np.ndarray) -> bool:
-        left_out = skipped[part] if skipped.size else skipped
-        return bool(decode_slab(payload, left_out, shape[1], points.top, indices[part]))
-
-    with ThreadPoolExecutor(max(1, min(threads, len(parts)))) as pool:
-        valid = list(pool.map(decode, parts, payloads))
-    if not all(valid):
-        raise CorruptStreamError(
-            f"lattice: the {len(payloads[valid.index(False)])} bytes of slab {valid.index(False)} "
-            "do not code its voxels"
-        )
-    return Lattice(points, indices.reshape(shape))
-
-
-def _read_points(reader: ByteReader, info: ChunkInfo) -> Points:
-    origin = read_scalar(reader, info.dtype, "lattice: origin")
-    # A NaN is in no range.
-    if not info.value_min <= origin <= info.value_max:
-        raise CorruptStreamError(
-            f"lattice: origin {origin} not in {info.value_min} to {info.value_max}"
-        )
-    if info.dtype.kind == "f":
-        step = float(np.frombuffer(reader.read_bytes(8, "lattice: step"), "<f8")[0])
-        if not (math.isfinite(step) and step > 0):
-            raise CorruptStreamError(f"lattice: step {step} is not finite and positive")
-    else:
-        step = float(reader.read_varint("lattice: step"))
-        if not 1 <= step <= _MAX_INTEGER_STEP:
-            raise CorruptStreamError(f"lattice: step {step:g} not in 1 to 2**33 - 1")
-    points = place_points(info, origin, step)
-    if points is None:
-        raise CorruptStreamError(f"lattice: steps of {step} make more than {MAX_TOP + 1} points")
-    return points
-
-
-def _encode_slabs(
-    lattice: Lattice, classes: np.ndarray | None, planes: int, threads: int
-) -> list[bytes]:
-    from tinc_codec.quantise.lattice_coder import encode_slab
-
-    shape = lattice.indices.shape
-    stack = np.ascontiguousarray(lattice.indices).reshape(-1, *shape[2:])
-    skipped = _skipped(classes, stack.shape)
-
-    def encode(part: slice) -> bytes:
-        left_out = skipped[part] if skipped.size else skipped
-        return bytes(encode_slab(stack[part], left_out, shape[1], lattice.points.top))
-
-    parts = list(_slabs(shape, planes))
-    with ThreadPoolExecutor(max(1, min(threads, len(parts)))) as pool:
-        return list(pool.map(encode, parts))
-
-
-def _skipped(classes: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """Give what of a stack of planes is not coded, as compiled code takes it."""
-    if classes is None:
-        return np.empty((0, 0, 0), np.uint8)
-    return np.not_equal(classes, FINITE).astype(np.uint8).reshape(shape)
-
-
-def _planes_per_slab(shape: tuple[int, ...]) -> int:
-    """Choose how many planes are coded together: a part of a volume, or whole volumes."""
-    volumes, n_z, n_y, n_x = shape
-    voxels = n_y * n_x
-    if n_z * voxels >= _SLAB_VOXELS:
-        slabs = max(1, n_z * voxels // _SLAB_VOXELS)
-        return -(-n_z // slabs)
-    return n_z * min(volumes, max(1, _SLAB_VOXELS // (n_z * voxels)))
-
-
-def _is_cut(planes: int, shape: tuple[int, ...]) -> bool:
-    volumes, n_z = shape[:2]
-    return 1 <= planes <= n_z or (planes % n_z == 0 and 1 <= planes <= volumes * n_z)
-
-
-def _slab_count(shape: tuple[int, ...], planes: int) -> int:
-    """Count what `_slabs` gives."""
-    volumes, n_z = shape[:2]
-    return volumes * -(-n_z // planes) if planes <= n_z else -(-volumes * n_z // planes)
-
-
-def _slabs(shape: tuple[int, ...], planes: int) -> Iterator[slice]:
-    """Cut the stack of all planes, so that no slab holds a part of one volume and of another."""
-    volumes, n_z = shape[:2]
-    run = max(planes, n_z)
-    for first in range(0, volumes * n_z, run):
-        stop = min(first + run, volumes * n_z)
-        for start in range(first, stop, planes):
-            yield slice(start, min(start + planes, stop))
 
 
 def _planes(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
