@@ -4,7 +4,7 @@ import math
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -517,6 +517,17 @@ def some_case(dtype: str = "u1") -> Case:
     return case_of(contents("mixed", (3, 6, 5), dtype), 1)
 
 
+@pytest.fixture
+def damaged_slab(monkeypatch) -> Case:
+    """Three slabs, the second of them no slab's code."""
+    monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 30)
+    case = some_case()
+    body = bytearray(case.body)
+    start = 6 + body[3]
+    body[start : start + 4] = b"\xff" * 4
+    return replace(case, body=bytes(body))
+
+
 def read_or_refusal(read: Callable[..., Any], *args: Any) -> tuple[Any, str]:
     """What was read, or why it was not."""
     try:
@@ -713,15 +724,11 @@ class TestDamage:
         with pytest.raises(CorruptStreamError, match="slab 0"):
             read_lattice(section(b"\x00\x01", 3, [b"\xff" * 4]), info, None, 1)
 
-    def test_which_slab_is_damaged(self, monkeypatch):
-        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 30)
-        case = some_case()
-        body = bytearray(case.body)
-        lengths = list(body[3:6])
-        start = 6 + lengths[0]
-        body[start : start + 4] = b"\xff" * 4
-        with pytest.raises(CorruptStreamError, match=f"the {lengths[1]} bytes of slab 1 do not"):
-            decode_chunk(case.stream(bytes(body)))
+    def test_which_slab_is_damaged(self, damaged_slab):
+        coded = lattice_section.parse_lattice(damaged_slab.body, damaged_slab.info)
+        n_bytes = len(coded.payloads[1])
+        with pytest.raises(CorruptStreamError, match=f"the {n_bytes} bytes of slab 1 do not"):
+            decode_chunk(damaged_slab.stream())
 
     @pytest.mark.parametrize(
         "shape", [(1 << 22, 1, 1), (1 << 11, 1 << 11, 1, 1), (1, 1 << 11, 1 << 11), (1 << 22,)]
@@ -788,16 +795,10 @@ class TestReading:
             assert decoded == planes
             assert np.abs(found[0].astype(int) - array[volume][tuple(rest)]).max() <= 1
 
-    def test_only_what_is_asked_for_must_be_intact(self, monkeypatch):
-        monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 30)
-        case = some_case()
-        body = bytearray(case.body)
-        lengths = list(body[3:6])
-        start = 6 + lengths[0]
-        body[start : start + 4] = b"\xff" * 4
-        stream = case.stream(bytes(body))
-        slabs = lattice_section.parse_lattice(bytes(body), case.info).slabs
-        inner = [slice(0, n) for n in case.info.shape[1:]]
+    def test_only_what_is_asked_for_must_be_intact(self, damaged_slab):
+        info, stream = damaged_slab.info, damaged_slab.stream()
+        slabs = lattice_section.parse_lattice(damaged_slab.body, info).slabs
+        inner = [slice(0, n) for n in info.shape[1:]]
         decode_region(stream, (slabs[0], *inner))
         with pytest.raises(CorruptStreamError, match="of slab 1 do not"):
             decode_region(stream, (slabs[1], *inner))

@@ -12,6 +12,9 @@ import numpy as np
 from tinc_codec.model.octree_mlp import TreeShape
 from tinc_codec.volume.chunk import ChunkInfo, value_mapping
 
+_Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Each leaf's origin and extent in an array, and the coordinates of the array's positions."""
+
 _SLAB_VALUES = 1 << 26
 """Activations held on a GPU at once, in values: 256 MiB."""
 
@@ -43,7 +46,7 @@ def evaluate(
     _through_native(
         out,
         lambda target: _run_leaves(
-            shape, parameters, scaling, mapping, is_integer, target, threads
+            shape, _voxel_boxes(shape), parameters, scaling, target, threads, mapping, is_integer
         ),
     )
 
@@ -52,7 +55,7 @@ def add_values(
     shape: TreeShape, parameters: np.ndarray, scaling: np.ndarray, values: np.ndarray, threads: int
 ) -> None:
     """Add what a tree says of t, not clipped, to float32 values [volume, z, y, x], on the CPU."""
-    _run_leaves(shape, parameters, scaling, None, False, values, threads)
+    _run_leaves(shape, _voxel_boxes(shape), parameters, scaling, values, threads)
 
 
 def evaluate_grid(
@@ -89,7 +92,7 @@ def evaluate_grid(
         stops[:, axis] = np.searchsorted(nearest, stop[:, axis])
     boxes = starts, stops - starts, fused.coordinate_table(table, shape.coordinate_map)
     out = np.zeros((len(parameters), *map(len, places)), np.float32)
-    _run_boxes(shape, boxes, parameters, scaling, None, False, out, threads)
+    _run_leaves(shape, boxes, parameters, scaling, out, threads)
     return out
 
 
@@ -147,28 +150,15 @@ def map_jobs(work: Callable[..., None], jobs: list[tuple[Any, ...]], threads: in
 
 def _run_leaves(
     shape: TreeShape,
+    boxes: _Boxes,
     parameters: np.ndarray,
     scaling: np.ndarray,
-    mapping: tuple[float, float, float, float, float] | None,
-    is_integer: bool,
     target: np.ndarray,
     threads: int,
+    mapping: tuple[float, float, float, float, float] | None = None,
+    is_integer: bool = False,
 ) -> None:
-    boxes = shape.leaf_origins, shape.leaf_extents, voxel_coordinates(shape)
-    _run_boxes(shape, boxes, parameters, scaling, mapping, is_integer, target, threads)
-
-
-def _run_boxes(
-    shape: TreeShape,
-    boxes: tuple[np.ndarray, np.ndarray, np.ndarray],
-    parameters: np.ndarray,
-    scaling: np.ndarray,
-    mapping: tuple[float, float, float, float, float] | None,
-    is_integer: bool,
-    target: np.ndarray,
-    threads: int,
-) -> None:
-    """Evaluate every leaf in a box of target; boxes are origins, extents and coordinates."""
+    """Evaluate every leaf in its box of target; as for `fused.evaluate_leaves`."""
     from tinc_codec.model import fused
 
     shares = max(1, min(shape.leaf_count, 4 * threads)) if threads > 1 else 1
@@ -186,6 +176,10 @@ def _run_boxes(
         (volume, *pair) for volume, pair in product(range(len(parameters)), list(pairwise(bounds)))
     ]
     map_jobs(work, jobs, threads)
+
+
+def _voxel_boxes(shape: TreeShape) -> _Boxes:
+    return shape.leaf_origins, shape.leaf_extents, voxel_coordinates(shape)
 
 
 @lru_cache(maxsize=32)
