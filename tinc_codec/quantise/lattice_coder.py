@@ -132,6 +132,15 @@ def _collect(values, base, a, b, c, j, up, mid, down, k, f):  # type: ignore[no-
 
 
 @njit(inline="always", **_COMPILE)
+def _is_flat(f):  # type: ignore[no-untyped-def]
+    """Tell whether all neighbours are alike."""
+    found = np.int64(0)
+    for t in range(_TAPS):
+        found |= f[t]
+    return found == 0
+
+
+@njit(inline="always", **_COMPILE)
 def _missed_around(misses, a, b, c, j, up, mid, down, k):  # type: ignore[no-untyped-def]
     """Add up by how much the neighbours missed their predictions."""
     return (
@@ -267,11 +276,16 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
                 left, above, before = values[a, j, k - 1], values[a, j - 1, k], values[b, mid, k]
                 base = (left + above + before) // 3
                 _collect(values, base, a, b, c, j, up, mid, down, k, f)
-                guess, norm, texture = _guess(weights, base, f, highest)
+                is_flat = _is_flat(f)
+                if is_flat:
+                    # What `_guess` would find, sooner: sparse data are full of it.
+                    guess, norm, texture = base << _FRACTION_BITS, np.int64(0), np.int64(0)
+                else:
+                    guess, norm, texture = _guess(weights, base, f, highest)
                 off = _missed_around(misses, a, b, c, j, up, mid, down, k)
                 mean = texture * 8 + min(half_octave(off) >> 1, 7)
                 refined = guess
-                if counts[mean] > 0:
+                if sums[mean] != 0:
                     refined += sums[mean] // counts[mean]
                 refined = min(max(refined, 0), highest)
                 expected = (refined + (1 << (_FRACTION_BITS - 1))) >> _FRACTION_BITS
@@ -282,7 +296,7 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
                     misses[a, j, k] = 0
                     continue
                 fraction = refined - (expected << _FRACTION_BITS)
-                total = off + _roughness(f)
+                total = off if is_flat else off + _roughness(f)
                 level = half_octave(total)
                 kind = np.int64(expected != 0) | np.int64(left == above and above == before) << 1
                 kind = kind * _FRACTIONS + min(abs(fraction) // 3, 2)
