@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     store = options.store
 
     console.print("Compiling, which the first run on a machine does once ...")
-    corner = np.ascontiguousarray(volume[tuple(slice(0, 32) for _ in volume.shape)])
+    corner = np.ascontiguousarray(volume[tuple(slice(0, n) for n in chunks)])
     codec.decode(codec.encode(corner))
 
     console.print(f"Encoding {volume.shape} {volume.dtype} in chunks of {chunks}: a model each ...")

@@ -177,6 +177,7 @@ class TestVerify:
         found = run("verify", tmp_path / "other.npy", paths[1])
         assert found.exit_code == 1
         assert "the array is not that of this source" in found.stdout
+        assert "ratio ≥ 8: nothing could be measured" in found.stdout
 
     @pytest.mark.parametrize("arguments", [("x.npy", 1), (0, "x.zarr"), (0, 0)])
     def test_refusals(self, paths, tmp_path, arguments):

@@ -13,6 +13,7 @@ import pytest
 
 from tests.memory import AllocationMeter
 from tinc_codec import TINC, ConfigError, FormatError
+from tinc_codec.pipeline.compress import compress
 from tinc_codec.pipeline.decompress import boxes, decompress
 from tinc_codec.pipeline.metadata import cf_attributes, ome_attributes, plain_info
 from tinc_codec.pipeline.sources import open_source
@@ -295,6 +296,30 @@ def test_a_damaged_chunk_is_named_and_leaves_nothing(tmp_path):
     with pytest.raises(FormatError, match=r"voxels \[0:20, 0:30, 0:40\] cannot be decoded"):
         decompress(tmp_path / "a.zarr", tmp_path / "b.npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr"]
+
+
+@pytest.mark.parametrize("shards", [None, 16])
+def test_a_source_that_has_lost_chunks(tmp_path, shards):
+    np.save(tmp_path / "v.npy", voxels())
+    options = {"ratio": 4, "effort": 0, "chunks": 8, "shards": shards}
+    compress(tmp_path / "v.npy", tmp_path / "a.zarr", **options)
+    decompress(tmp_path / "a.zarr", tmp_path / "whole.npy")
+    lost = tmp_path / "a.zarr" / "0" / "c" / "1" / "0" / "1"
+    kept = lost.read_bytes()
+    for damage in (lost.unlink, lambda: lost.write_bytes(b""), lambda: lost.write_bytes(kept[:9])):
+        damage()
+        with pytest.raises(FormatError):
+            decompress(tmp_path / "a.zarr", tmp_path / "b.npy")
+        assert not (tmp_path / "b.npy").exists()
+    lost.unlink()
+    with pytest.raises(FormatError, match=r"of SRC, which was complete.*--allow-missing"):
+        decompress(tmp_path / "a.zarr", tmp_path / "b.npy")
+    decompress(tmp_path / "a.zarr", tmp_path / "b.npy", allow_missing=True)
+    assert (np.load(tmp_path / "b.npy") != np.load(tmp_path / "whole.npy")).any()
+    # What the message advises.
+    compress(tmp_path / "v.npy", tmp_path / "a.zarr", **options)
+    decompress(tmp_path / "a.zarr", tmp_path / "b.npy", overwrite=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), np.load(tmp_path / "whole.npy"))
 
 
 def test_a_source_that_is_not_finished(tmp_path):

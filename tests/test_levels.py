@@ -570,6 +570,16 @@ class TestGroups:
         (image,) = group.attrs["ome"]["multiscales"]
         assert [axis["type"] for axis in image["axes"]] == ["channel", "space", "space", "space"]
 
+    @pytest.mark.parametrize("zarr_format", [2, 3])
+    def test_an_array_is_no_group(self, tmp_path, zarr_format):
+        path = str(tmp_path / "a.zarr")
+        array = zarr.create_array(path, shape=(8,), dtype="u1", zarr_format=zarr_format)
+        for group in (path, array):
+            with pytest.raises(ConfigError, match=r"is an array, .*open_level\(array, k\)"):
+                add_levels(group, 1)
+        with pytest.raises(FileNotFoundError):
+            add_levels(str(tmp_path / "none.zarr"), 1)
+
     def test_failures_leave_the_group_as_it_was(self, tmp_path, monkeypatch):
         group = stored_image(tmp_path / "a.zarr", n=1)
         group.create_array("3", shape=(4,), dtype="u1")

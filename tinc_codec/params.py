@@ -148,8 +148,8 @@ def _check_target(name: str, value: object) -> float:
     if name == "ratio":
         return _real(name, value, 1.0, MAX_RATIO, f"in (1, {MAX_RATIO}]")
     if name == "psnr":
-        return _real(name, value, 0.0, math.inf, "finite and > 0")
-    return _real(name, value, -math.inf, math.inf, "finite and >= 0", smallest=0.0)
+        return _real(name, value, 0.0, math.inf, "> 0 and finite")
+    return _real(name, value, -math.inf, math.inf, ">= 0 and finite", smallest=0.0)
 
 
 def _check_layers(value: object, levels: object) -> int | tuple[int, ...] | str:
@@ -168,7 +168,7 @@ def _check_level_split(value: object, levels: object) -> tuple[float, ...] | str
     if entries is None:
         raise ConfigError(f'level_split={value!r} is not "auto" or a sequence of numbers > 0')
     shares = tuple(
-        _real(f"level_split[{i}]", entry, 0.0, math.inf, "finite and > 0")
+        _real(f"level_split[{i}]", entry, 0.0, math.inf, "> 0 and finite")
         for i, entry in enumerate(entries)
     )
     if not math.isfinite(sum(shares)):
@@ -198,7 +198,7 @@ def _per_level(
 def _check_w0(value: object) -> float | str:
     if isinstance(value, str) and value == "auto":
         return value
-    return _real("w0", value, 0.0, MAX_W0, f'"auto" or in (0, {MAX_W0:g}]')
+    return _real("w0", value, 0.0, MAX_W0, f'in (0, {MAX_W0:g}], nor "auto"')
 
 
 def _choice(field: str, value: object, choices: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """`tinc verify`."""
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ def verify_command(
     NaN and infinities, the range of values, the checksum, and that its header states the quality
     that was measured.
 
-    Exit status: 0 if all promises are kept; 1 if not, with the chunks that break one; 2 if nothing
-    could be compared.
+    Exit status: 0 if all promises are kept; 1 if not, with the chunks that break one, or where the
+    array is not that of the source; 2 if one of them cannot be opened.
 
     [bold]Examples[/]
 
@@ -83,9 +84,10 @@ def _summary(found: "Verification") -> "RenderableType":
     for name, promise in found.promises.items():
         sign = "≤" if name == "max_error" else "≥"
         verdict = f"broken by {promise.n_broken:,}" if promise.n_broken else "kept"
-        table.add_row(
-            "promise", f"{name} {sign} {promise.bound:g}: worst {promise.worst:.6g}, {verdict}"
-        )
+        found_worst = f"worst {promise.worst:.6g}, {verdict}"
+        if math.isnan(promise.worst):
+            found_worst = "nothing could be measured"
+        table.add_row("promise", f"{name} {sign} {promise.bound:g}: {found_worst}")
     if found.ok:
         return Group(table, Text("every promise is kept", "bold green"))
     heading = "the array is not that of this source"

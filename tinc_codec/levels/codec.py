@@ -207,7 +207,7 @@ class TINCLevelCodec(
 
     def _refuse(self) -> NoReturn:
         raise ConfigError(
-            f"level {self.level} cannot be written: it is computed from {self.source!r}, which can"
+            f"level {self.level} cannot be written: it is computed from level 0, which can"
         )
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:

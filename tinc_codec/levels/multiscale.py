@@ -23,6 +23,7 @@ try:
     import zarr
     from zarr.core.buffer import default_buffer_prototype
     from zarr.core.sync import sync
+    from zarr.errors import ContainsArrayError, ContainsGroupError
     from zarr.storage import LocalStore, StorePath
 except ImportError as error:
     raise ConfigError(
@@ -144,14 +145,28 @@ def add_levels(group: Any, n: int, *, storage_options: dict[str, Any] | None = N
 
 def _open_anew(group: Any, storage_options: dict[str, Any] | None) -> Any:
     """Open a group for writing; one that is open is opened again, unless it is read-only."""
+    if isinstance(group, zarr.Array):
+        raise ConfigError(_NO_GROUP.format(group.store_path))
     if not isinstance(group, zarr.Group):
-        return zarr.open_group(
-            group, mode="r+", storage_options=storage_options, use_consolidated=False
-        )
+        try:
+            return zarr.open_group(
+                group, mode="r+", storage_options=storage_options, use_consolidated=False
+            )
+        except (ContainsArrayError, FileNotFoundError) as error:
+            with contextlib.suppress(FileNotFoundError, ContainsGroupError):
+                zarr.open_array(group, mode="r", storage_options=storage_options)
+                raise ConfigError(_NO_GROUP.format(group)) from error
+            raise
     if group.read_only:
         return group
     # Consolidated metadata may be older than what is there.
     return zarr.open_group(group.store_path, mode="r+", use_consolidated=False)
+
+
+_NO_GROUP = (
+    "{} is an array, and levels are arrays beside it in a group: open_level(array, k) gives one "
+    "without writing; `tinc compress --levels` writes groups"
+)
 
 
 def check_level(source: Source, level: int) -> None:

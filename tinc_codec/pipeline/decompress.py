@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinc_codec.errors import ConfigError, FormatError
+from tinc_codec.errors import ConfigError, FormatError, UnsupportedDataError
 from tinc_codec.pipeline import writers
 from tinc_codec.pipeline.sources.files import local_path
 from tinc_codec.pipeline.sources.zarr import FoundArray, find_array, open_zarr
@@ -87,8 +87,8 @@ def decompress(
     overwrite : bool
         Replace `dst` where there is one.
     allow_missing : bool
-        Go on where `compress` has not finished: missing chunks are written as NaN, or as 0 of
-        integers.
+        Go on where `compress` has not finished, or chunks are missing of what it did: they are
+        written as NaN, or as 0 of integers.
     storage_options : mapping, optional
         For the fsspec file systems of URLs.
     on_progress : callable, optional
@@ -109,7 +109,8 @@ def decompress(
         it in itself, has a suffix that is not known, an axis is not one that the
         file has, or the library that writes it is not installed.
     FormatError
-        If a chunk is damaged; names the voxels. Nothing is left at `dst` then.
+        If a chunk is damaged, which is named, or its voxels are; or missing of an array that
+        `compress` has finished. Nothing is left at `dst` then.
     OSError
         If the disk is too small.
     """
@@ -131,6 +132,8 @@ def decompress(
             "SRC is not complete: the same `tinc compress` again finishes it; allow_missing=True "
             "(--allow-missing) decodes what is there"
         )
+    if not allow_missing:
+        _check_whole(found if level == 0 else _find(src, variable, 0, storage_options), record)
     volume = open_zarr(found.location or found.node, storage_options, found.path or None)
     volume = replace(volume, info=found.info)
     dtype = writers.file_dtype(kind, volume.array.dtype)
@@ -179,6 +182,31 @@ def _find(
         return found
     finest = find_array(src, storage_options, variable)
     return replace(found, info=_at_level(found.info, finest.info))
+
+
+def _check_whole(found: FoundArray, record: Any) -> None:
+    """Refuse an array whose stored objects are not what they were: zarr reads those as fill value.
+
+    Of one that `compress` has written, which stores every chunk, all must be there.
+
+    Raises
+    ------
+    FormatError
+    """
+    from tinc_codec.inspection.reader import inspect
+
+    try:
+        stored = inspect(found.array)
+    except UnsupportedDataError:
+        # Not ours, or behind another compressor.
+        return
+    if isinstance(record, Mapping) and stored.n_missing:
+        count = math.prod(stored.grid_shape)
+        raise FormatError(
+            f"{stored.n_missing} of {count} chunks are missing of SRC, which was complete: "
+            "the same `tinc compress` again writes them; allow_missing=True "
+            "(--allow-missing) decodes what is there"
+        )
 
 
 def _at_level(info: VolumeInfo, finest: VolumeInfo) -> VolumeInfo:

@@ -214,6 +214,13 @@ def choose_layout(
     if zarr_format == 2 and (levels or shards is not None):
         field, value = ("levels", levels) if levels else ("shards", shards)
         raise ConfigError(f"{field}={value!r} needs zarr_format=3; found 2")
+    longest = max(shape[-_SPATIAL_NDIM:])
+    if levels and 2 ** (levels - 1) >= longest:
+        enough = math.ceil(math.log2(longest))
+        raise ConfigError(
+            f"levels={levels} is not in 0 to {enough}: level {enough} of shape {shape} is a single "
+            "voxel"
+        )
     step = 2**levels
     outer = None if shards is None else _per_axis("shards", shards, len(shape))
     if chunks is not None:
