@@ -3,9 +3,9 @@
 python -m benchmarks.dependence
 
 For every coefficient, the bits that its bucket, sign and remainder take, and its share of its
-block's flag; of these, the ones of the coefficients within reach of the part, level by level. It
-is the least that any order of coding has to read for such a part of such a wavelet: as if every
-coefficient (or every tile of a band) could be found and decoded by itself, at no cost in bytes.
+block's flag; of these, the ones of the coefficients within reach of the part, level by level: what
+a decoder of this wavelet would have to read if every coefficient (or every tile of a band) could be
+found and decoded by itself, at no cost in bytes. Bits, not time.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from tinc_codec.bitstream.header import read_stream
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import encode_chunk
 from tinc_codec.entropy.bands import BandCoder
-from tinc_codec.entropy.buckets import BUCKET_BITS, REPRESENTED_BUCKET, represent_band
+from tinc_codec.entropy.buckets import BUCKET_BITS, REPRESENTED_BUCKET
 from tinc_codec.entropy.feature_tables import PHASE_ORDER, load_tables
 from tinc_codec.entropy.phases import LevelState, Phases
 from tinc_codec.entropy.pyramid import BLOCK_EDGE, inside
 from tinc_codec.model.features import feature_levels, read_features
-from tinc_codec.model.wavelet_windows import Ranges, needed_ranges
+from tinc_codec.model.wavelet_windows import needed_ranges
 from tinc_codec.params import EncodingParams
+from tinc_codec.volume.chunk import Ranges
 
 CROPS = ("ct_angio", "ct_cranium", "macaque_t1_float32", "mni152_t1", "mri_flair", "mri_t1")
 TILES = (1, 4, 8, 16)
@@ -50,12 +51,8 @@ class BitCounter(BandCoder):
 
     def begin_band(self, state: LevelState, mask: int) -> None:
         """See what the band holds."""
-        level = state.level
-        represent_band(
-            self._symbols, level.band_begin(mask), level.band_shape(mask),
-            state.magnitudes[mask - 1], state.block_sums[mask - 1],
-        )  # fmt: skip
-        self.bits[level.number, mask] = np.zeros(level.band_shape(mask))
+        state.represent(mask, self._symbols)
+        self.bits[state.level.number, mask] = np.zeros(state.level.band_shape(mask))
 
     def code_flags(self, state: LevelState, mask: int) -> None:
         """Spread the bits of each block's flag over its coefficients."""

@@ -83,11 +83,11 @@ def _summary(found: "Verification") -> "RenderableType":
         table.add_row("max error", f"{found.max_error:.6g}")
     for name, promise in found.promises.items():
         sign = "≤" if name == "max_error" else "≥"
-        verdict = f"broken by {promise.n_broken:,}" if promise.n_broken else "kept"
-        found_worst = f"worst {promise.worst:.6g}, {verdict}"
+        kept = f"broken by {promise.n_broken:,}" if promise.n_broken else "kept"
+        verdict = f"worst {promise.worst:.6g}, {kept}"
         if math.isnan(promise.worst):
-            found_worst = "nothing could be measured"
-        table.add_row("promise", f"{name} {sign} {promise.bound:g}: {found_worst}")
+            verdict = "nothing could be measured"
+        table.add_row("promise", f"{name} {sign} {promise.bound:g}: {verdict}")
     if found.ok:
         return Group(table, Text("every promise is kept", "bold green"))
     heading = "the array is not that of this source"

@@ -20,7 +20,6 @@ from tinc_codec.entropy.buckets import (
     REPRESENTED,
     REPRESENTED_BUCKET,
     buckets_of,
-    represent_band,
 )
 from tinc_codec.entropy.contexts import place_symbols
 from tinc_codec.entropy.feature_tables import (
@@ -93,11 +92,7 @@ class _Encoder(BandCoder):
         self._symbols, self._coder = symbols, coder
 
     def begin_band(self, state: LevelState, mask: int) -> None:
-        level = state.level
-        represent_band(
-            self._symbols, level.band_begin(mask), level.band_shape(mask),
-            state.magnitudes[mask - 1], state.block_sums[mask - 1],
-        )  # fmt: skip
+        state.represent(mask, self._symbols)
 
     def code_flags(self, state: LevelState, mask: int) -> None:
         self._encode(*state.flag_phases(mask).symbols(_FLAGS), flag_models())

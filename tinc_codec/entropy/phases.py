@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinc_codec.entropy.buckets import represent_band
 from tinc_codec.entropy.contexts import ordered_phase, ordered_symbols, phase_contexts
 from tinc_codec.entropy.feature_tables import N_CONTEXTS, PHASE_ORDER
 from tinc_codec.entropy.outer_sums import (
@@ -186,6 +187,11 @@ class LevelState:
             for band, out in zip(self._parent, sums, strict=True):
                 block_sums(band, blocks, (z, y, x), out)
         return _Coarser(sums)
+
+    def represent(self, mask: int, symbols: np.ndarray) -> None:
+        """Make a band of a volume's symbols, int32 [z, y, x], and its blocks' flags known."""
+        begin, shape = self.level.band_begin(mask), self.level.band_shape(mask)
+        represent_band(symbols, begin, shape, self.magnitudes[mask - 1], self.block_sums[mask - 1])
 
     def coefficient_phases(
         self, mask: int, blocks: np.ndarray, shift: int, stencil: Stencil | None = None

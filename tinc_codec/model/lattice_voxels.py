@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinc_codec.model.wavelet_windows import Ranges
 from tinc_codec.quantise.lattice import Lattice, from_lattice
 from tinc_codec.quantise.lattice_section import CodedLattice, decode_slabs
-from tinc_codec.volume.chunk import ChunkInfo
+from tinc_codec.volume.chunk import ChunkInfo, Ranges
 
 
 class LatticeVoxels:
@@ -66,8 +65,8 @@ class LatticeVoxels:
 
     def _decode(self, numbers: list[int], threads: int) -> None:
         # Not under a lock: two threads may decode one slab twice, and write the same.
-        coded, (_, _, *plane) = self._coded, self._coded.shape
-        indices = np.empty((self._coded.slabs[-1].stop, *plane), np.int32)
+        coded = self._coded
+        indices = np.empty((coded.slabs[-1].stop, *coded.shape[2:]), np.int32)
         decode_slabs(coded, self._classes, numbers, indices, threads)
         stack = self._voxels.reshape(indices.shape)
         for number in numbers:

@@ -12,10 +12,11 @@ from tinc_codec.errors import ConfigError
 from tinc_codec.model.evaluate import store_values, voxel_coordinates
 from tinc_codec.model.opened import OpenChunk
 from tinc_codec.model.render import Tree
-from tinc_codec.model.wavelet_windows import Ranges, inverse_region
+from tinc_codec.model.wavelet_windows import inverse_region
 from tinc_codec.volume.chunk import (
     SPATIAL_NDIM,
     ChunkInfo,
+    Ranges,
     allocate,
     fill_constant,
     finish,

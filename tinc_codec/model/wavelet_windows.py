@@ -19,9 +19,7 @@ from tinc_codec.model.wavelet import (
     slices_of,
     split_axes,
 )
-
-Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""[start, stop) along z, y, x."""
+from tinc_codec.volume.chunk import Ranges
 
 _REACH = 4
 """Samples on either side of a window that its ends can spoil in the inverse of one level."""

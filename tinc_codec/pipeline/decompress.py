@@ -109,7 +109,7 @@ def decompress(
         it in itself, has a suffix that is not known, an axis is not one that the
         file has, or the library that writes it is not installed.
     FormatError
-        If a chunk is damaged, which is named, or its voxels are; or missing of an array that
+        If a chunk is damaged; names it, or its voxels. If chunks are missing of an array that
         `compress` has finished. Nothing is left at `dst` then.
     OSError
         If the disk is too small.

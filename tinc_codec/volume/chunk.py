@@ -27,6 +27,8 @@ __all__ = [
 FINITE, NAN, POSITIVE_INFINITY, NEGATIVE_INFINITY = 0, 1, 2, 3
 _NOT_FINITE = ((NAN, np.nan), (POSITIVE_INFINITY, np.inf), (NEGATIVE_INFINITY, -np.inf))
 SPATIAL_NDIM = 3
+Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""A box: [start, stop) along z, y, x."""
 
 _BUFFER_VOXELS = 1 << 16
 
