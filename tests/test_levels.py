@@ -668,7 +668,7 @@ class TestReaders:
         try:
             found = ngff_zarr.from_ngff_zarr(path).images
         except Exception as error:
-            # Since 0.42 it reads through a library in Rust that has no place for other codecs.
+            # Since 0.44 it reads through a library in Rust that has no place for other codecs.
             if "codec tinc is not supported" not in str(error):
                 raise
             pytest.skip(f"this ngff-zarr: {error}")
