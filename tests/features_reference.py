@@ -36,7 +36,7 @@ class Level:
 
 @dataclass
 class ReferenceFeatures:
-    """A parsed section; levels from the finest, symbols [volume, z, y, x]."""
+    """A parsed section; levels from the finest, symbols [volume, z, y, x], edge 0 without tiles."""
 
     levels: list[Level]
     step_code: int
@@ -44,6 +44,7 @@ class ReferenceFeatures:
     shifts: list[dict[int, int]]
     corners: list[tuple[int, int]]
     symbols: np.ndarray
+    edge: int = 0
 
 
 def axes_of(bits: int) -> list[bool]:
@@ -331,8 +332,11 @@ def read(body: bytes, grid: Triple, volumes: int) -> ReferenceFeatures:
     reader = Reader(body)
     step_code = int.from_bytes(reader.take(2), "little")
     flags = reader.take(1)[0]
-    if step_code > 2047 or flags > 3:
+    if step_code > 2047 or flags > 7:
         raise ValueError("step code or flags")
+    exponent = reader.take(1)[0] if flags & 4 else 0
+    if flags & 4 and (not 4 <= exponent <= 30 or len(levels) < 2):
+        raise ValueError("edge, or tiles of less than two levels")
     centroids = [(0, 0)] * len(levels)
     if flags & 1:
         centroids = [(reader.signed(), reader.signed()) for _ in levels]
@@ -347,20 +351,34 @@ def read(body: bytes, grid: Triple, volumes: int) -> ReferenceFeatures:
         if context > 95 or code > 33554430:
             raise ValueError("context or centre")
         corners.append((context, code // 2 if code % 2 == 0 else -(code + 1) // 2))
+    found = ReferenceFeatures(
+        levels, step_code, centroids, shifts, corners, np.zeros((volumes, *grid), np.int64)
+    )
+    if flags & 4:
+        found.edge = 2**exponent
+        read_parts(reader, found)
+    else:
+        read_segments(reader, found)
+    return found
+
+
+def read_segments(reader: Reader, features: ReferenceFeatures) -> None:
+    """§10.2: the symbols of all segments."""
+    levels, corners, symbols = features.levels, features.corners, features.symbols
+    volumes = len(symbols)
     groups = [list(range(len(levels) - 1, 1, -1)), *([k] for k in (1, 0) if k < len(levels))]
     lengths = [(reader.varint(), reader.varint()) for _ in groups]
     parts = [(reader.take(code), reader.take(plain)) for code, plain in lengths]
     if reader.data:
         raise ValueError("bytes follow")
     tables = load_tables()
-    symbols = np.zeros((volumes, *grid), np.int64)
     magnitudes: list[Fields] = [{} for _ in range(volumes)]
     for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
         segment = SegmentReader(*part, tables)
         # Plain bits have an order of their own, but which there are follows from the code.
         waiting: list[tuple[np.ndarray, np.ndarray, int]] = []
         if number == 0:
-            low = levels[-1].low if levels else grid
+            low = corner_of(features)
             for volume, (context, centre) in enumerate(corners):
                 corner = symbols[volume][tuple(slice(0, n) for n in low)]
                 found = segment.buckets([context] * corner.size)
@@ -371,13 +389,251 @@ def read(body: bytes, grid: Triple, volumes: int) -> ReferenceFeatures:
                 state = BandContexts(k, levels[k], coarser, {}, magnitudes[volume])
                 block_fields: Fields = {}
                 for band, where in levels[k].bands.items():
-                    found = read_band(state, band, shifts[k][band], block_fields, segment)
+                    shift = features.shifts[k][band]
+                    found = read_band(state, band, shift, block_fields, segment)
                     waiting.append((symbols[volume][where], found, 0))
                 magnitudes[volume] = state.magnitudes
         for target, found, centre in waiting:
             target[...] = centre + segment.magnitudes_to_symbols(found)
         segment.finish()
-    return ReferenceFeatures(levels, step_code, centroids, shifts, corners, symbols)
+
+
+def corner_of(features: ReferenceFeatures) -> tuple[int, ...]:
+    """§9.1: the corner's extent."""
+    return features.levels[-1].low if features.levels else features.symbols.shape[1:]
+
+
+class PartReader:
+    """§10.9: the code of one part."""
+
+    def __init__(self, part: bytes) -> None:
+        if part.endswith(b"\0"):
+            raise ValueError("the part ends in a zero byte")
+        whole = part.ljust(math.ceil(len(part) / 4) * 4, b"\0")
+        self.coder = RangeDecoder(np.frombuffer(whole, ">u4").astype("<u4").tobytes())
+
+    def raw(self, bits: int) -> int:
+        coder = self.coder
+        unit = coder.range >> bits
+        value = coder.offset // unit
+        if value >= 2**bits:
+            raise ValueError("no raw number")
+        coder.offset -= unit * value
+        coder.range = unit
+        if coder.range < 2**32:
+            coder.range *= 2**32
+            coder.offset = coder.offset * 2**32 + coder.next_word()
+        return value
+
+    def signed(self, buckets: np.ndarray) -> np.ndarray:
+        """Signs and remainders: what the symbols of some buckets are."""
+        symbols = np.zeros(buckets.size, np.int64)
+        for i in np.flatnonzero(buckets):
+            base, width = BUCKETS[buckets.flat[i]]
+            remainder, sign = divmod(self.raw(1 + width), 2)
+            symbols[i] = -(base + remainder) if sign else base + remainder
+        return symbols.reshape(buckets.shape)
+
+    def finish(self) -> None:
+        if self.coder.taken < len(self.coder.words) or (
+            self.coder.words and self.coder.range == 2**64 - 1
+        ):
+            raise ValueError("words are left")
+
+
+Sides = list[tuple[bool, bool]]
+"""Per axis, whether there is another tile before and behind."""
+ALONE: Sides = [(False, False)] * 3
+
+
+def extended(field: np.ndarray, sides: Sides) -> np.ndarray:
+    """§10.9: a field from position -1 on to one beyond its end, 0 where it is not extended."""
+    out = np.pad(field, 1)
+    for axis, (before, behind) in enumerate(sides):
+        size = field.shape[axis]
+        # A view, in which position p is at p + 1.
+        line = np.moveaxis(out, axis, 0)
+        if size >= 2 and before:
+            line[0] = line[2]
+        if size >= 2 and behind:
+            line[size + 1] = line[size - 1]
+    return out
+
+
+@dataclass
+class Piece:
+    """§10.9: a level of one volume, or what a tile holds of it."""
+
+    number: int
+    level: Level
+    coarser: Level | None
+    bands: dict[int, tuple[slice, ...]]
+    sides: Sides
+    coarse: Fields
+    coarse_blocks: Fields
+    """Both G, from position -1 on."""
+
+
+def read_piece(
+    piece: Piece, shifts: dict[int, int], part: PartReader, symbols: np.ndarray
+) -> Fields:
+    """§10.9: the symbols of all bands; returns what stands for their magnitudes."""
+    splits = piece.coarser.splits if piece.coarser else (False,) * 3
+    kind = min(piece.number, 2) if piece.coarser else 3
+    tables = load_tables()
+    fields: Fields = {}
+    grown: Fields = {}
+    grown_blocks: Fields = {}
+    for band, where in piece.bands.items():
+        shape = tuple(s.stop - s.start for s in where)
+        flags = np.zeros([math.ceil(n / 4) for n in shape], np.int64)
+        for phase in range(8):
+            grown_blocks[band] = extended(flags, piece.sides)
+            places = places_of(cells_of(flags.shape), flags.shape, phase)
+            weights = tables.flag_weights[kind]
+            contexts = contexts_at(
+                places, band, phase, weights, grown_blocks, piece.coarse_blocks, places, 0
+            )
+            for place, context in zip(places.tolist(), contexts, strict=True):
+                flags[tuple(place)] = part.coder.symbol(tables.present[context])
+        cells = [cell for cell in cells_of(shape) if flags[cell]]
+        buckets = np.zeros(shape, np.int64)
+        for phase in range(8):
+            grown[band] = extended(STANDS_FOR[buckets], piece.sides)
+            places = places_of(cells, shape, phase)
+            weights = tables.coefficient_weights[kind]
+            contexts = contexts_at(
+                places, band, phase, weights, grown, piece.coarse,
+                places // np.where(splits, 2, 1), shifts[band],
+            )  # fmt: skip
+            for place, context in zip(places.tolist(), contexts, strict=True):
+                buckets[tuple(place)] = part.coder.symbol(tables.buckets[context])
+        symbols[where] = part.signed(buckets)
+        fields[band] = STANDS_FOR[buckets]
+        grown[band] = extended(fields[band], piece.sides)
+        grown_blocks[band] = np.pad(block_sums(fields[band], (4, 4, 4)), 1)
+    return fields
+
+
+def contexts_at(
+    places: np.ndarray,
+    band: int,
+    phase: int,
+    weights: np.ndarray,
+    fields: Fields,
+    coarse: Fields,
+    coarse_places: np.ndarray,
+    shift: int,
+) -> list[int]:
+    """§10.4 and §10.5 for fields from position -1 on."""
+    if len(places) == 0:
+        return []
+    found = sums(places + 1, band, phase, weights, fields, coarse, coarse_places + 1)
+    return [context_of(s, shift) for s in found.tolist()]
+
+
+def sums_of_blocks(fields: Fields, coarser: Level | None) -> Fields:
+    """§10.4: G for decisions, from position -1 on."""
+    if coarser is None:
+        return {}
+    edges = tuple(2 if split else 4 for split in coarser.splits)
+    return {band: np.pad(block_sums(field, edges), 1) for band, field in fields.items()}
+
+
+def read_parts(reader: Reader, features: ReferenceFeatures) -> None:
+    """§10.9: the symbols of all parts."""
+    levels, volumes = features.levels, len(features.symbols)
+    numbers = [math.ceil(n / features.edge) for n in levels[0].fine]
+    tiles = list(itertools.product(*map(range, numbers)))
+    count = volumes * (1 + 2 * len(tiles))
+    if len(reader.data) < count:
+        raise ValueError("more parts than bytes")
+    lengths = [reader.varint() for _ in range(count)]
+    parts = [PartReader(reader.take(length)) for length in lengths]
+    if reader.data:
+        raise ValueError("bytes follow")
+    coarse = [read_coarse(features, volume, parts[volume]) for volume in range(volumes)]
+    following = iter(parts[volumes:])
+    held: dict[tuple[int, Triple], Fields] = {}
+    for k in (1, 0):
+        for volume in range(volumes):
+            for tile in tiles:
+                sides = [(t > 0, t + 1 < n) for t, n in zip(tile, numbers, strict=True)]
+                level, part = levels[k], next(following)
+                coarser = levels[k + 1] if k + 1 < len(levels) else None
+                first = tuple(t * n for t, n in zip(tile, edges_of(features, k), strict=True))
+                if k == 1:
+                    around, inside = cut(coarse[volume], features, first)
+                else:
+                    inside = held[volume, tile]
+                    around = {band: extended(field, sides) for band, field in inside.items()}
+                blocks = sums_of_blocks(inside, coarser)
+                bands = held_of(level, first, edges_of(features, k))
+                piece = Piece(k, level, coarser, bands, sides, around, blocks)
+                held[volume, tile] = read_piece(
+                    piece, features.shifts[k], part, features.symbols[volume]
+                )
+                part.finish()
+
+
+def edges_of(features: ReferenceFeatures, k: int) -> list[int]:
+    """§10.9: positions of a tile of level k along each axis."""
+    return [
+        features.edge >> sum(level.splits[axis] for level in features.levels[: k + 1])
+        for axis in range(3)
+    ]
+
+
+def held_of(level: Level, first: tuple[int, ...], edges: list[int]) -> dict[int, tuple[slice, ...]]:
+    """§10.9: where the coefficients lie that a tile holds of each band, if there are any."""
+    held = {}
+    for band, where in level.bands.items():
+        found = tuple(
+            slice(s.start + at, min(s.start + at + edge, s.stop))
+            for s, at, edge in zip(where, first, edges, strict=True)
+        )
+        if all(s.start < s.stop for s in found):
+            held[band] = found
+    return held
+
+
+def cut(
+    coarse: Fields, features: ReferenceFeatures, first: tuple[int, ...]
+) -> tuple[Fields, Fields]:
+    """§10.9: of level 2, what is around a tile of level 1, from position -1 on, and its own."""
+    if len(features.levels) == 2:
+        return {}, {}
+    splits = features.levels[2].splits
+    begins = [n // 2 if split else n for n, split in zip(first, splits, strict=True)]
+    sizes = [n // 2 if split else n for n, split in zip(edges_of(features, 1), splits, strict=True)]
+    around, inside = {}, {}
+    for band, field in coarse.items():
+        # One more than the tile has on each side; position p of the field is at p + 1.
+        whole = np.pad(field, 1)
+        around[band] = whole[tuple(slice(b, b + n + 2) for b, n in zip(begins, sizes, strict=True))]
+        own = field[tuple(slice(b, b + n) for b, n in zip(begins, sizes, strict=True))]
+        if own.size:
+            inside[band] = own
+    return around, inside
+
+
+def read_coarse(features: ReferenceFeatures, volume: int, part: PartReader) -> Fields:
+    """§10.9: the corner and the levels that are not cut; what stands for the finest of them."""
+    low = corner_of(features)
+    context, centre = features.corners[volume]
+    table = load_tables().buckets[context]
+    buckets = np.array([part.coder.symbol(table) for _ in range(math.prod(low))]).reshape(low)
+    symbols = features.symbols[volume]
+    symbols[tuple(slice(0, n) for n in low)] = centre + part.signed(buckets)
+    levels, fields = features.levels, {}
+    for k in range(len(levels) - 1, 1, -1):
+        coarser = levels[k + 1] if k + 1 < len(levels) else None
+        around = {band: np.pad(field, 1) for band, field in fields.items()}
+        blocks = sums_of_blocks(fields, coarser)
+        piece = Piece(k, levels[k], coarser, levels[k].bands, ALONE, around, blocks)
+        fields = read_piece(piece, features.shifts[k], part, symbols)
+    part.finish()
+    return fields
 
 
 def step_of(code: int) -> np.float32:

@@ -148,7 +148,11 @@ MINORS = {"all models": 1, "filtered": 2, "lattice": 3}
 
 
 def lowest_minor(header: Header) -> int:
-    return max((SINCE_MINOR[Section(section)] for section in header.sections), default=0)
+    minors = [SINCE_MINOR[Section(section)] for section in header.sections]
+    # In the third byte of features, 4: tiles.
+    features = header.sections.get(Section.FEATURES, b"")
+    has_tiles = len(features) > 2 and bool(features[2] & 4)
+    return max([*minors, 4 * has_tiles], default=0)
 
 
 @st.composite

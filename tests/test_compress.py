@@ -312,6 +312,8 @@ def test_destinations_that_are_something_else_are_refused(tmp_path, source):
         ({"levels": 9}, r"levels=9 is not in 0 to \d: level \d of shape .* is a single voxel"),
         ({"workers": 0}, "workers=0 is not an integer >= 1"),
         ({"scheduler": "gpu"}, "scheduler='gpu' is not"),
+        ({"tile": 24}, "tile=24 is not a power of two"),
+        ({"codec": TINC(ratio=3), "ratio": None, "tile": 32}, "says it all; found .*tile"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, source, options, message):
@@ -434,6 +436,27 @@ def test_the_command(run, source):
     assert found.stderr == ""
 
 
+def test_the_command_s_tiles(run, source):
+    options = ("--ratio", "16", "--chunks", "40,30,50", *FAST_OPTIONS)
+    found = run("head.npy", "a.zarr", "--tile", "16", *options)
+    assert found.exit_code == 0, found.output
+    assert '"tile": 16' in Path("a.zarr/0/zarr.json").read_text()
+    assert run("head.npy", "b.zarr", *options).exit_code == 0
+    assert '"tile"' not in Path("b.zarr/0/zarr.json").read_text()
+    whole = zarr.open_array("a.zarr/0", mode="r")[...]
+    assert psnr(smooth_volume(SHAPE), whole) > 30
+    for tile, message in (
+        ("24", "tile=24 is not a power of two"),
+        ("131072", "tile=131072 is not"),
+    ):
+        found = run("head.npy", "c.zarr", "--tile", tile, *options)
+        assert found.exit_code == 2
+        assert message in " ".join(found.stderr.split())
+    for tile in ("8", "x"):
+        assert run("head.npy", "c.zarr", "--tile", tile, *options).exit_code == 2
+    assert not Path("c.zarr").exists()
+
+
 def test_the_command_s_refusals(run, source):
     run("head.npy", "a.zarr", "--ratio", "16", "--chunks", "32", *FAST_OPTIONS)
     found = run("head.npy", "a.zarr", "--ratio", "17", "--chunks", "32", *FAST_OPTIONS)
@@ -454,6 +477,12 @@ def test_the_command_s_failures(run, source):
     found = run("head.npy", "a.zarr", "--psnr", "400", *FAST_OPTIONS)
     assert found.exit_code == 1
     assert "chunk (0, 0, 0): TargetError" in found.stderr
+
+
+def test_a_dry_run_is_about_the_tiles_asked_for(run, source):
+    refused = run("head.npy", "a.zarr", "--dry-run", "--tile", "24", *FAST_OPTIONS)
+    assert refused.exit_code == 2
+    assert "tile=24 is not a power of two" in refused.stderr
 
 
 def test_a_dry_run_writes_nothing(run, source):

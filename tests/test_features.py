@@ -537,7 +537,8 @@ class TestRejections:
         [
             (0, b"\x00\x08", "step code"),
             (0, b"\xff\xff", "step code"),
-            (2, b"\x07", "flags"),
+            (2, b"\x07", "tiles"),
+            (2, b"\x0b", "flags"),
             (2, b"\x83", "flags"),
             (5, b"\x20", "shift"),
             (5, b"\xe0", "shift"),

@@ -1,8 +1,10 @@
 """Streams of every released version, kept for ever: exact integers, voxels within the tolerance."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -15,10 +17,13 @@ from tests import (
 )
 from tinc_codec import config
 from tinc_codec.bitstream.header import Header, read_stream, write_stream
+from tinc_codec.bitstream.reader import ByteReader
 from tinc_codec.bitstream.sections import Section
+from tinc_codec.bitstream.varint import write_varint
 from tinc_codec.codec import decode_chunk
 from tinc_codec.entropy.bands import LowPass
 from tinc_codec.entropy.weights import SymbolModel, decode_symbols
+from tinc_codec.errors import CorruptStreamError, FormatError
 from tinc_codec.model.features import read_features, write_features
 from tinc_codec.model.postfilter import (
     CodedTensor,
@@ -59,6 +64,13 @@ LAYOUTS = {
         "lattice-parts-big-endian-f-order": ">f4", "lattice-plane": "<f8", "lattice-line": ">i4",
         "lattice-float16-padded": "<f2", "lattice-int8-one-point": "|i1",
     },
+    "1.4": {
+        "tiles": "|u1", "tiles-batch": ">u2", "tiles-short-axis": "<f4", "tiles-one": "<i2",
+        "tiles-largest-edge": "<u2", "tiles-two-levels": "<f4", "tiles-large-symbols": "<i4",
+        "tiles-centroids-and-shifts": "<f4", "tiles-largest-shifts": "<f4",
+        "tiles-float32-nan": "<f4", "tiles-big-endian-f-order": ">f4", "tiles-plane": "<f8",
+        "tiles-line": ">i4", "tiles-float16-padded": "<f2", "tiles-filtered": "<f4",
+    },
 }  # fmt: skip
 CASES = [(version, name) for version, layouts in LAYOUTS.items() for name in layouts]
 # docs/format.md §7.6, §9.5 and §13.5, as a part of the value range.
@@ -93,6 +105,17 @@ def assert_voxels(found: np.ndarray, expected: np.ndarray, tolerance: float) -> 
         elif expected.dtype.itemsize < 8:
             allowed += float(np.spacing(np.abs(expected[finite]).max()))
         assert np.abs(a - b).max() <= allowed
+
+
+@cache
+def features_as_read(
+    version: str, name: str
+) -> tuple[bytes, features_reference.Triple, features_reference.ReferenceFeatures]:
+    """The features section of a stream, the grid, and what the second reader makes of it."""
+    header = read(load(version, name)[0])
+    volumes, z, y, x = header.info.batched_shape
+    body = bytes(header.sections[Section.FEATURES])
+    return body, (z, y, x), features_reference.read(body, (z, y, x), volumes)
 
 
 def lattice_of(header: Header) -> lattice_reference.ReferenceLattice:
@@ -152,16 +175,14 @@ class TestGolden:
 
     def test_features_are_exact(self, version, name):
         stream, kept = load(version, name)
-        header = read(stream)
-        assert (Section.FEATURES in header.sections) == ("features" in kept)
+        assert (Section.FEATURES in read(stream).sections) == ("features" in kept)
         if "features" not in kept:
             return
-        volumes, z, y, x = header.info.batched_shape
-        body = bytes(header.sections[Section.FEATURES])
-        found = read_features(body, (z, y, x), volumes)
+        body, grid, reference = features_as_read(version, name)
+        found = read_features(body, grid, len(reference.symbols))
         np.testing.assert_array_equal(found.symbols, kept["features"])
-        corners = features_reference.read(body, (z, y, x), volumes).corners
-        assert write_features(found, [LowPass(*corner) for corner in corners]) == body
+        assert found.tile == reference.edge
+        assert write_features(found, [LowPass(*corner) for corner in reference.corners]) == body
 
     def test_the_postfilter_is_exact(self, version, name):
         stream, kept = load(version, name)
@@ -224,8 +245,7 @@ class TestGolden:
             t += tree_reference.decode(body, (z, y, x), volumes)
             models += 1
         if Section.FEATURES in header.sections:
-            body = bytes(header.sections[Section.FEATURES])
-            features = features_reference.read(body, (z, y, x), volumes)
+            _, _, features = features_as_read(version, name)
             np.testing.assert_array_equal(features.symbols, kept["features"])
             t += features_reference.values_of(features)
             models += 1
@@ -259,9 +279,7 @@ def test_the_streams_hold_what_their_names_say():
     headers = {name: read(load("1.1", name)[0]) for name in LAYOUTS["1.1"]}
     features = {}
     for name, header in headers.items():
-        volumes, z, y, x = header.info.batched_shape
-        body = bytes(header.sections[Section.FEATURES])
-        features[name] = features_reference.read(body, (z, y, x), volumes)
+        _, _, features[name] = features_as_read("1.1", name)
         assert (Section.TREE in header.sections) == name.startswith("tree")
         assert (Section.MASK in header.sections) == (name == "float32-nan")
     for name in ("blocked-bands", "five-axes-blocked"):
@@ -329,3 +347,129 @@ def test_the_lattices_hold_what_their_names_say():
     assert found["lattice-line"].escapes > 0
     assert found["lattice-line"].largest_shift > 10
     assert found["lattice-int8-one-point"].top == 0
+
+
+def test_the_tiles_hold_what_their_names_say():
+    headers = {name: read(load("1.4", name)[0]) for name in LAYOUTS["1.4"]}
+    tiles, last, grids, features = {}, {}, {}, {}
+    for name, header in headers.items():
+        _, grids[name], features[name] = features_as_read("1.4", name)
+        edge = features[name].edge
+        tiles[name] = tuple(-(-n // edge) for n in grids[name])
+        # Low-pass samples in the last tile along each axis: some are cut short.
+        last[name] = {-(-n // 2) % (edge // 2) for n in grids[name] if n > edge}
+        assert header.layout.section_bytes.keys() == header.sections.keys()
+        assert (Section.MASK in header.sections) == (name == "tiles-float32-nan")
+        assert (Section.POSTFILTER in header.sections) == (name == "tiles-filtered")
+    assert tiles["tiles"] == (3, 3, 4)
+    assert last["tiles"] == {1, 2, 4}
+    assert tiles["tiles-batch"] == (2, 2, 3)
+    assert len(features["tiles-batch"].symbols) == 2
+    assert tiles["tiles-short-axis"] == (1, 3, 3)
+    assert not any(level.splits[0] for level in features["tiles-short-axis"].levels)
+    assert tiles["tiles-one"] == tiles["tiles-largest-edge"] == (1, 1, 1)
+    assert features["tiles-largest-edge"].edge == 1 << 30
+    assert len(features["tiles-two-levels"].levels) == 2
+    assert tiles["tiles-two-levels"] == (2, 2, 1)
+    assert np.abs(features["tiles-large-symbols"].symbols).max() > 1 << 16
+    assert features["tiles-largest-shifts"].centroids[0] == (127, -128)
+    shifts = {
+        name: {shift for row in features[name].shifts for shift in row.values()} for name in headers
+    }
+    assert shifts["tiles-largest-shifts"] >= {31, -31}
+    assert shifts["tiles-centroids-and-shifts"] >= {4, 0, -4}
+    assert shifts["tiles"] == {0}
+    # Absent blocks, and present ones.
+    band = features["tiles"].symbols[0][features["tiles"].levels[0].bands[4]]
+    present = features_reference.block_sums(np.abs(band), (4, 4, 4)) > 0
+    assert present.any()
+    assert not present.all()
+
+
+def rejected_by_both(body: bytes, grid: features_reference.Triple, volumes: int) -> bool:
+    """Whether neither reader takes a features section; if both do, they agree."""
+    try:
+        reference = features_reference.read(body, grid, volumes)
+    except ValueError:
+        with pytest.raises(FormatError):
+            read_features(body, grid, volumes)
+        return True
+    np.testing.assert_array_equal(read_features(body, grid, volumes).symbols, reference.symbols)
+    return False
+
+
+class TestBothReadersReject:
+    """docs/format.md §9.6 and §10.9, on the one-dimensional stream: seven tiles, small parts."""
+
+    def section(self) -> tuple[bytes, bytes, list[bytes]]:
+        """What comes before the lengths, the whole section, and the parts."""
+        body, _, _ = features_as_read("1.4", "tiles-line")
+        # Step, flags (neither centroids nor shifts), edge, context and two bytes of centre.
+        head = 7
+        reader = ByteReader(memoryview(body[head:]))
+        lengths = [reader.read_varint("length") for _ in range(1 + 2 * 7)]
+        parts = [bytes(reader.read_bytes(length, "part")) for length in lengths]
+        assert self.joined(body[:head], parts) == body
+        return body[:head], body, parts
+
+    @staticmethod
+    def joined(head: bytes, parts: list[bytes]) -> bytes:
+        return head + b"".join(write_varint(len(part)) for part in parts) + b"".join(parts)
+
+    @pytest.mark.parametrize("exponent", [0, 3, 31, 255])
+    def test_an_edge_out_of_range(self, exponent):
+        _, body, _ = self.section()
+        assert rejected_by_both(body[:3] + bytes([exponent]) + body[4:], (1, 1, 100), 1)
+
+    def test_a_reserved_flag(self):
+        _, body, _ = self.section()
+        assert rejected_by_both(body[:2] + bytes([body[2] | 8]) + body[3:], (1, 1, 100), 1)
+
+    @pytest.mark.parametrize(("size", "rejected"), [(14, True), (15, False)])
+    def test_tiles_of_less_than_two_levels(self, size, rejected):
+        head, _, _ = self.section()
+        assert rejected_by_both(self.joined(head, [b""] * 3), (1, 1, size), 1) == rejected
+
+    def test_bytes_after_the_last_part(self):
+        _, body, _ = self.section()
+        assert rejected_by_both(body + b"\1", (1, 1, 100), 1)
+
+    def test_more_parts_than_bytes(self):
+        head, _, _ = self.section()
+        assert rejected_by_both(head + b"\0" * 14, (1, 1, 100), 1)
+        assert not rejected_by_both(head + b"\0" * 15, (1, 1, 100), 1)
+
+    @pytest.mark.parametrize("number", [0, 1, 8])
+    @pytest.mark.parametrize("more", [b"\0", b"\0" * 64 + b"\1"])
+    def test_a_part_that_goes_on(self, number, more):
+        head, _, parts = self.section()
+        parts[number] += more
+        assert rejected_by_both(self.joined(head, parts), (1, 1, 100), 1)
+
+    @pytest.mark.parametrize("number", [0, 1, 8])
+    def test_a_number_beyond_the_last_quantile(self, number):
+        head, _, parts = self.section()
+        parts[number] = b"\xff" * 8
+        assert rejected_by_both(self.joined(head, parts), (1, 1, 100), 1)
+
+    def test_tiles_in_a_stream_of_an_older_version(self):
+        stream, _ = load("1.4", "tiles-line")
+        content = bytearray(stream[:-4])
+        assert content[5] == 4
+        content[5] = 3
+        with pytest.raises(CorruptStreamError, match=r"1\.3"):
+            read(bytes(content) + google_crc32c.value(bytes(content)).to_bytes(4, "little"))
+
+    def test_every_truncation(self):
+        _, body, _ = self.section()
+        assert all(rejected_by_both(body[:n], (1, 1, 100), 1) for n in range(len(body)))
+
+    def test_damaged_bytes_are_rejected_by_both_or_mean_the_same(self):
+        body, grid, reference = features_as_read("1.4", "tiles-line")
+        rng = np.random.default_rng(54)
+        found = []
+        for _ in range(100):
+            damaged = bytearray(body)
+            damaged[rng.integers(4, len(body))] ^= 1 << rng.integers(8)
+            found.append(rejected_by_both(bytes(damaged), grid, len(reference.symbols)))
+        assert {True, False} == set(found)

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tests.faces import brain, smooth_volume
 from tests.servers import BUCKET, http_server, s3_server
 from tests.test_examples import run
+from tests.tile_meter import count_tiles
 from tests.trees import some_parameters
 from tinc_codec import TINC, ConfigError, FormatError, UnsupportedDataError, codec
 from tinc_codec.codec import decode_chunk, decode_level, encode_chunk
-from tinc_codec.entropy import bands as band_coding
 from tinc_codec.entropy.bands import choose_low_pass
 from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.model.block_means import coarse_shape, feature_means, tree_means
@@ -101,24 +101,19 @@ class TestQuality:
         decoded = decode_chunk(stream)
         assert level_psnr(decoded, decode_level(stream, 1), 1) >= 40
 
-    def test_symbols_decoded_shrink_with_the_level(self, monkeypatch):
+    @pytest.mark.parametrize("tile", ["auto", 16])
+    def test_symbols_decoded_shrink_with_the_level(self, monkeypatch, tile):
         """The cost that does not depend on the machine: coefficients that are decoded."""
-        counts = []
-        original = band_coding._Decoder._decode
-
-        def counting(self, runs, models):
-            counts.append(sum(count for _, count in runs))
-            return original(self, runs, models)
-
-        monkeypatch.setattr(band_coding._Decoder, "_decode", counting)
-        stream = stream_of(brain(64))
+        stream = stream_of(brain(64), tile=tile)
+        counts = count_tiles(monkeypatch)
         costs = []
         for decode in (decode_chunk, *(lambda s, k=k: decode_level(s, k) for k in (1, 2, 3))):
             CACHE.clear()
             counts.clear()
             decode(stream)
-            costs.append(sum(counts))
+            costs.append(counts.symbols)
         full, *levels = costs
+        assert full == 64**3
         assert levels[0] < full
         assert levels[1] < full / 3
         assert levels[2] < full / 12

@@ -27,9 +27,10 @@ def params(draw):
             st.tuples(st.just("max_error"), st.floats(0, 1e308)),
         )
     )
+    model = draw(st.sampled_from(["auto", "tree"]))
     return EncodingParams(
         **dict([target]),
-        model=draw(st.sampled_from(["auto", "tree"])),
+        model=model,
         effort=draw(st.integers(0, 9)),
         levels=levels,
         layers=draw(layers),
@@ -37,6 +38,7 @@ def params(draw):
         node_split=draw(st.sampled_from(["auto", "equal", "aoi", "variance"])),
         w0=draw(st.one_of(st.just("auto"), st.floats(0, 1000, exclude_min=True))),
         pruning=draw(st.sampled_from(["auto", "none", "iterative", "dynamic"])),
+        tile="auto" if model == "tree" else draw(st.sampled_from(["auto", 16, 64, 65536])),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 

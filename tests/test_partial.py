@@ -15,6 +15,7 @@ from tests.faces import smooth_volume
 from tests.filters import some_section
 from tests.test_features import some_features
 from tests.test_section import section_for
+from tests.tile_meter import count_tiles
 from tinc_codec import TINC, ConfigError, CorruptStreamError, FormatError, config
 from tinc_codec.bitstream.header import Header, read_stream, write_stream
 from tinc_codec.bitstream.sections import Section
@@ -35,7 +36,10 @@ zarr = pytest.importorskip("zarr", minversion="3.1")
 
 from tinc_codec.volume.selection import cover  # noqa: E402
 
-MODELS = ("tree", "features", "both", "filtered tree", "filtered both")
+MODELS = (
+    "tree", "features", "both", "filtered tree", "filtered both", "tiled", "filtered both tiled"
+)  # fmt: skip
+TILE = 16
 # 2^-4 and 2^-6: what these stand for stays near [0, 1], so that little of it is clipped.
 TREE_STEP_CODE, FEATURES_STEP_CODE = 64, 640
 
@@ -55,10 +59,10 @@ def tree_body(info: ChunkInfo, seed: int, widths: tuple[int, ...] = (5, 4, 3)) -
     return write_tree(replace(section, offsets=offsets, gains=gains, step_codes=codes))
 
 
-def features_body(info: ChunkInfo, seed: int) -> bytes:
+def features_body(info: ChunkInfo, seed: int, tile: int = 0) -> bytes:
     volumes, *grid = info.batched_shape
     found, low_passes = some_features(seed, tuple(grid), volumes)
-    return write_features(replace(found, step_code=FEATURES_STEP_CODE), low_passes)
+    return write_features(replace(found, step_code=FEATURES_STEP_CODE, tile=tile), low_passes)
 
 
 def corrections_body(info: ChunkInfo, seed: int, share: float) -> bytes:
@@ -75,13 +79,14 @@ def stream_of(array: np.ndarray, model: str, seed: int = 0, share: float = 0.0) 
     """A stream with the facts of an array and made-up models."""
     info, classes = analyse(array)
     model, is_filtered = model.removeprefix("filtered "), model.startswith("filtered ")
+    model, tile = model.removesuffix("tiled").strip(), TILE * model.endswith("tiled")
     sections = {} if classes is None else {int(Section.MASK): encode_classes(classes)}
     if not is_constant(info):
         tree = tree_body(info, seed) if model in ("tree", "both") else None
         if tree is not None:
             sections[int(Section.TREE)] = tree
         if model != "tree" or tree is None:
-            sections[int(Section.FEATURES)] = features_body(info, seed)
+            sections[int(Section.FEATURES)] = features_body(info, seed, tile)
         if is_filtered:
             sections[int(Section.POSTFILTER)] = some_section((7, 4), seed)
         if share:
@@ -117,12 +122,12 @@ def empty_cache():
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """Count voxels that trees and wavelets evaluate and feature sections that are read."""
+    """Count voxels that trees and wavelets evaluate and feature sections that are taken apart."""
     counts = {"tree": 0, "wavelet": 0, "read": 0}
     leaves, window, read = (
         fused.evaluate_leaves,
         lifting.gather_window,
-        features_module.read_features,
+        features_module.parse_features,
     )
 
     def count_leaves(parameters, paths, origins, extents, *rest):
@@ -140,7 +145,7 @@ def evaluated(monkeypatch):
 
     monkeypatch.setattr(fused, "evaluate_leaves", count_leaves)
     monkeypatch.setattr(lifting, "gather_window", count_window)
-    monkeypatch.setattr(features_module, "read_features", count_read)
+    monkeypatch.setattr(features_module, "parse_features", count_read)
     return counts
 
 
@@ -223,6 +228,12 @@ class TestRegion:
             decode_region(stream_of(smooth_volume((4, 4, 4)), "features"), region)
 
 
+@pytest.fixture
+def tiles(monkeypatch):
+    """Count what is decoded of features in tiles."""
+    return count_tiles(monkeypatch)
+
+
 class TestCost:
     @pytest.mark.parametrize("axis", [0, 1, 2])
     def test_a_plane_evaluates_a_plane(self, evaluated, axis):
@@ -250,6 +261,47 @@ class TestCost:
         evaluated["tree"] = 0
         decode_region(stream, (slice(0, 1), slice(63, 64), slice(10, 11)))
         assert evaluated["tree"] == 3 * 3 * 5
+
+    def test_all_decodes_all_symbols_once(self, tiles):
+        stream = stream_of(smooth_volume((64, 64, 64)), "tiled")
+        for _ in range(2):
+            decode_region(stream, (slice(0, 64),) * 3)
+        assert tiles.symbols == 64**3
+        assert (tiles.finest, tiles.next) == (64, 0)
+
+    @pytest.mark.parametrize("model", ["tiled", "filtered both tiled"])
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_a_plane_decodes_a_layer_of_tiles(self, tiles, axis, model):
+        stream = stream_of(smooth_volume((64, 64, 64)), model)
+        box = [slice(0, 64)] * 3
+        box[axis] = slice(24, 25)
+        decode_region(stream, tuple(box))
+        # Of the layers on either side only the level after the finest.
+        assert (tiles.finest, tiles.next) == (16, 32)
+        assert tiles.symbols < 64**3 * 3 // 8
+
+    def test_a_voxel_decodes_a_tile(self, tiles):
+        stream = stream_of(smooth_volume((64, 64, 64)), "tiled")
+        decode_region(stream, (slice(24, 25),) * 3)
+        assert (tiles.finest, tiles.next) == (1, 26)
+        assert tiles.symbols < 64**3 // 8
+        # At a corner there are fewer beside it.
+        CACHE.clear()
+        tiles.clear()
+        decode_region(stream, (slice(0, 1),) * 3)
+        assert (tiles.finest, tiles.next) == (1, 0)
+        assert tiles.symbols == 16**3 + 16**3 - 4**3
+
+    def test_tiles_are_decoded_once(self, tiles):
+        stream = stream_of(smooth_volume((64, 64, 64)), "tiled")
+        decode_region(stream, (slice(24, 25),) * 3)
+        before = tiles.symbols
+        decode_region(stream, (slice(20, 26), slice(24, 25), slice(22, 26)))
+        assert tiles.symbols == before
+        # The level after the finest is decoded once more where the finest is wanted later.
+        decode_region(stream, (slice(40, 41), slice(24, 25), slice(24, 25)))
+        assert tiles.finest == 2
+        assert before < tiles.symbols < 2 * before
 
     def test_padding_evaluates_nothing(self, evaluated):
         array = smooth_volume((32, 32, 32))
@@ -302,15 +354,20 @@ class TestCache:
         opened(cache, b, 0)
         assert (len(cache), cache.size_bytes) == (0, 0)
 
-    def test_all_that_a_chunk_holds_counts(self):
+    @pytest.mark.parametrize("model", ["filtered both", "filtered both tiled"])
+    def test_all_that_a_chunk_holds_counts(self, model):
         array = smooth_volume((16, 16, 16))
         array[3:5] = np.nan
-        chunk = opened(ChunkCache(), stream_of(array, "filtered both", 0, 0.1))
+        stream = stream_of(array, model, 0, 0.1)
+        chunk = opened(ChunkCache(), stream)
         kept = chunk.corrections
-        parts = [chunk.coefficients, chunk.classes, chunk.tree.parameters]
-        parts.append(chunk.postfilter.parameters)
+        parts = [chunk.classes, chunk.tree.parameters, chunk.postfilter.parameters]
         parts += [kept.positions, kept.multiples, kept.absolutes]
-        assert chunk.size_bytes == sum(part.nbytes for part in parts)
+        n_bytes = chunk.features.size_bytes
+        # Coefficients, and the code where there are tiles.
+        code_bytes = n_bytes - 4 * 16**3
+        assert 0 < code_bytes < len(stream) if model.endswith("tiled") else code_bytes == 0
+        assert chunk.size_bytes == n_bytes + sum(part.nbytes for part in parts)
 
     def test_a_changed_limit_on_decoded_bytes_holds_for_kept_chunks(self):
         (a,) = self.streams(1)
@@ -429,14 +486,16 @@ def array_of(path, codec, original, shards=None, chunks=CHUNKS, fill_value=0):
     return array
 
 
-@pytest.fixture(scope="module", params=["features", "tree", "NaN", "max_error"])
+@pytest.fixture(scope="module", params=["features", "tiled", "tree", "NaN", "max_error"])
 def written(request, tmp_path_factory):
     """Real arrays, plain and sharded, with partly filled chunks at their edges."""
     folder = tmp_path_factory.mktemp("partial")
     original = smooth_volume(SHAPE)
     options = {"ratio": 8, "effort": 0, "model": "features"}
     fill_value = 0
-    if request.param == "tree":
+    if request.param == "tiled":
+        options["tile"] = TILE
+    elif request.param == "tree":
         options = {"ratio": 100, "effort": 0, "model": "tree"}
     elif request.param == "NaN":
         original[10:30, 5:40, 20:40] = np.nan
@@ -444,7 +503,7 @@ def written(request, tmp_path_factory):
     elif request.param == "max_error":
         rng = np.random.default_rng(0)
         original = np.round(original + 30 * (rng.random(SHAPE) < 0.01)).astype("u1")
-        options = {"max_error": 1, "effort": 0}
+        options = {"max_error": 1, "effort": 0, "tile": TILE}
     arrays = {
         "plain": array_of(
             folder / "plain.zarr", TINC(**options), original, None, CHUNKS, fill_value
@@ -541,6 +600,16 @@ class TestZarr:
         assert evaluated["tree"] == 3 * 64 * 64
         assert evaluated["wavelet"] < 3 * 64**3 // 4
         assert evaluated["read"] == 1
+
+    def test_a_plane_decodes_few_tiles(self, tmp_path, tiles):
+        original = smooth_volume((64, 64, 64))
+        codec = TINC(ratio=8, model="features", effort=0, tile=TILE)
+        array = array_of(tmp_path / "a.zarr", codec, original, None, (64, 64, 64))
+        # An encoder looks at what it wrote.
+        tiles.clear()
+        for plane in (24, 25, 26):
+            assert array[plane].shape == (64, 64)
+        assert (tiles.finest, tiles.next) == (16, 32)
 
     def test_scattered_points_evaluate_little(self, tmp_path, evaluated):
         original = smooth_volume((64, 64, 64))

@@ -213,6 +213,56 @@ def test_a_region_has_the_bits_of_the_whole(data, seed):
     np.testing.assert_array_equal(found, whole[:, *box])
 
 
+def depended_boxes(grid, region):
+    """Where all that a region depends on lies: the corner, and each band's (level, mask, box)."""
+    ranges = wavelet_windows.depended_ranges(grid, region)
+    corner = ranges[-1][0] if ranges else region
+    boxes = []
+    for number, (level, (lows, highs)) in enumerate(zip(wavelet.bands(grid), ranges, strict=True)):
+        for band in level:
+            box = []
+            for axis, part in enumerate(band.slices):
+                start, stop = (highs if band.mask & 4 >> axis else lows)[axis]
+                box.append(slice(part.start + start, min(part.start + stop, part.stop)))
+            boxes.append((number, band.mask, tuple(box)))
+    return tuple(slice(*interval) for interval in corner), boxes
+
+
+@settings(max_examples=200)
+@given(st.data(), seeds)
+def test_a_region_depends_on_nothing_else(data, seed):
+    grid = data.draw(grids(max_size=100))
+    region = data.draw(regions(grid))
+    coefficients = noise(seed, 2, *grid)
+    corner, boxes = depended_boxes(grid, region)
+    poisoned = np.full_like(coefficients, np.nan)
+    for where in (corner, *(box for *_, box in boxes)):
+        poisoned[:, *where] = coefficients[:, *where]
+    found = wavelet_windows.inverse_region(poisoned, region)
+    expected = wavelet.inverse(coefficients)[:, *(slice(*interval) for interval in region)]
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2), st.integers(64, 400), st.data())
+def test_a_region_depends_on_every_end_of_it(axis, size, data):
+    """Poison at one end of what is needed of one band or of the corner reaches the region."""
+    grid, region = [2, 1, 3], [(0, 2), (0, 1), (1, 2)]
+    grid[axis] = size
+    start = data.draw(st.integers(0, size - 1))
+    region[axis] = start, data.draw(st.integers(start + 1, min(size, start + 40)))
+    coefficients = noise(1, 1, *grid)
+    corner, boxes = depended_boxes(tuple(grid), tuple(region))
+    for box in (corner, *(box for *_, box in boxes)):
+        for end in (box[axis].start, box[axis].stop - 1):
+            # Nothing where a band has no samples so far.
+            if not box[axis].start <= end < box[axis].stop:
+                continue
+            poisoned = coefficients.copy()
+            poisoned[:, *box[:axis], end, *box[axis + 1 :]] = np.nan
+            assert np.isnan(wavelet_windows.inverse_region(poisoned, tuple(region))).any()
+
+
 @pytest.mark.parametrize("grid", [(128, 128, 128), (70, 90, 33), (16, 100, 7)])
 @pytest.mark.parametrize("kind", ["voxel", "plane z", "plane y", "plane x", "box", "all"])
 def test_regions_of_large_volumes(grid, kind):

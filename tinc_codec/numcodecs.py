@@ -48,6 +48,9 @@ class TINC(Codec, _FrozenDict):
         What a chunk's bytes go to.
     effort : int
         Encode time spent on quality, 0 to 9. Behind a post-filter, from 1 on, decoding is slower.
+    tile : int or "auto"
+        Voxels along each axis of the parts of a chunk's features that can be decoded alone, a
+        power of two from 16 on; 64 by default, of lines and planes more.
     levels, layers, level_split, node_split, w0, pruning, seed
         Settings of the tree and its fit, see `tinc_codec.params.EncodingParams`.
 
@@ -78,6 +81,7 @@ class TINC(Codec, _FrozenDict):
         node_split: str = "auto",
         w0: float | Literal["auto"] = "auto",
         pruning: str = "auto",
+        tile: int | Literal["auto"] = "auto",
         seed: int = 0,
     ) -> None:
         params = EncodingParams(
@@ -92,6 +96,7 @@ class TINC(Codec, _FrozenDict):
             node_split=node_split,
             w0=w0,
             pruning=pruning,
+            tile=tile,
             seed=seed,
         )
         dict.__init__(self, name=self.codec_id, configuration=params.to_config())

@@ -20,6 +20,7 @@ from tinc_codec.bitstream.sections import (
     MODEL_SECTIONS,
     SINCE_MINOR,
     Section,
+    minor_of,
     read_section_table,
     write_section_table,
 )
@@ -118,8 +119,10 @@ def write_stream(header: Header) -> bytes:
         contradiction = f"psnr {header.psnr} or max_error {header.max_error} is not a bound"
     if contradiction is not None:
         raise ValueError(f"header: {contradiction}")
+    # The lowest version that describes the stream, so that older readers take what they can.
+    minor = max((minor_of(*section) for section in header.sections.items()), default=0)
     parts: list[bytes | memoryview] = [
-        _write_head(header.info, header.psnr, header.max_error, section_bytes)
+        _write_head(header.info, header.psnr, header.max_error, section_bytes, minor)
     ]
     parts += [header.sections[section_id] for section_id in sorted(header.sections)]
     content = b"".join(parts)
@@ -170,6 +173,12 @@ def read_stream(buffer: Any, *, max_decoded_bytes: int) -> Header:
     for section_id, n_bytes in layout.section_bytes.items():
         sections[section_id] = view[start : start + n_bytes]
         start += n_bytes
+    for section_id, body in sections.items():
+        if header.version < (MAJOR, minor_of(section_id, body)):
+            raise CorruptStreamError(
+                f"section {section_id}: holds what does not exist in version "
+                f"{header.version[0]}.{header.version[1]}"
+            )
     return Header(header.info, header.psnr, header.max_error, sections, header.version, layout)
 
 
@@ -209,7 +218,11 @@ def overhead_bytes(info: ChunkInfo, section_bytes: Mapping[int, int]) -> int:
 
 
 def _write_head(
-    info: ChunkInfo, psnr: float, max_error: float, section_bytes: Mapping[int, int]
+    info: ChunkInfo,
+    psnr: float,
+    max_error: float,
+    section_bytes: Mapping[int, int],
+    minor: int = MINOR,
 ) -> bytes:
     no_finite = info.value_min is None
     flags = (
@@ -220,8 +233,6 @@ def _write_head(
     )
     out = bytearray(MAGIC)
     table = write_section_table(section_bytes)
-    # The lowest version that describes the stream, so that older readers take what they can.
-    minor = max((SINCE_MINOR[Section(section)] for section in section_bytes), default=0)
     out += bytes([MAJOR, minor, flags, dtype_code(info.dtype), len(info.shape)])
     out += b"".join(map(write_varint, info.shape))
     if info.has_padding:

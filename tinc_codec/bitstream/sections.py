@@ -34,8 +34,29 @@ SINCE_MINOR = {
     Section.LATTICE: 3,
 }
 """The minor version with which each section came."""
+TILES_FLAG = 4
+"""In the third byte of a features section: what it holds is coded in tiles."""
+_FLAGS_AT = 2
+_TILES_MINOR = 4
 MODEL_SECTIONS = frozenset({Section.TREE, Section.FEATURES, Section.LATTICE})
 """One of them at least stands for the voxels of a chunk that is not constant."""
+
+
+def has_tiles(features: bytes | memoryview) -> bool:
+    """Say whether a features section is coded in tiles; not, where it is too short to say.
+
+    References
+    ----------
+    `docs/format.md` §9.2
+    """
+    return len(features) > _FLAGS_AT and bool(features[_FLAGS_AT] & TILES_FLAG)
+
+
+def minor_of(section_id: int, body: bytes | memoryview) -> int:
+    """Return the minor version with which what a section uses came."""
+    if section_id == Section.FEATURES and has_tiles(body):
+        return _TILES_MINOR
+    return SINCE_MINOR[Section(section_id)]
 
 
 def write_section_table(section_bytes: Mapping[int, int]) -> bytes:

@@ -10,7 +10,7 @@ from tinc_codec.errors import (
 
 MAGIC = b"TINC"
 MAJOR = 1
-MINOR = 3
+MINOR = 4
 
 
 def read_version(reader: ByteReader) -> tuple[int, int]:

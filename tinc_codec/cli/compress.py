@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinc_codec.cli.console import BROKEN, messages, print_json, refusals
-from tinc_codec.cli.options import ChunkEdges, Effort, Json, Model, Variable, edges
+from tinc_codec.cli.options import ChunkEdges, Effort, Json, Model, Tile, Variable, edges
 from tinc_codec.inspection.quality import decibel_text
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def compress_command(
     max_error: _MaxError = None,
     effort: Effort = 4,
     model: Model = "auto",
+    tile: Tile = None,
     chunks: ChunkEdges = None,
     shards: _ShardEdges = None,
     levels: _Levels = None,
@@ -106,6 +107,7 @@ def compress_command(
             ratios=",".join(f"{ratio:g}" for ratio in ratios),
             effort=effort,
             model=model,
+            tile=tile,
             chunks=chunks,
             workers=workers,
             variable=variable,
@@ -126,6 +128,7 @@ def compress_command(
                 max_error=max_error,
                 effort=effort,
                 model=model,
+                tile=tile,
                 chunks=edges("chunks", chunks),
                 shards=edges("shards", shards),
                 levels=levels,

@@ -15,6 +15,7 @@ __all__ = [
     "Json",
     "Model",
     "Original",
+    "Tile",
     "Variable",
     "edges",
 ]
@@ -28,6 +29,12 @@ Compressed = Annotated[
 Variable = Annotated[str | None, typer.Option(help="Which array of SRC, where there are several.")]
 Effort = Annotated[int, typer.Option(min=0, max=9, help="Encode time spent on quality.")]
 Model = Annotated[str, typer.Option(help="What bytes go to: auto, features, tree or lattice.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=16, help="Edge of the parts of a chunk that can be decoded alone. Default: 64."
+    ),
+]
 ChunkEdges = Annotated[
     str | None,
     typer.Option(help="Edge of the chunks: 64, or per axis 64,64,64. Default: up to 128."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinc_codec.cli.console import counting, print_json, refusals
-from tinc_codec.cli.options import ChunkEdges, Effort, Json, Model, Variable, edges
+from tinc_codec.cli.options import ChunkEdges, Effort, Json, Model, Tile, Variable, edges
 from tinc_codec.inspection.quality import decibel_text
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def plan_command(
     ] = "16,32,64,128,256",
     effort: Effort = 4,
     model: Model = "auto",
+    tile: Tile = None,
     chunks: ChunkEdges = None,
     samples: Annotated[int, typer.Option(min=1, help="Chunks to fit.")] = 4,
     workers: Annotated[
@@ -61,6 +62,7 @@ def plan_command(
             ratios=_ratios(ratios),
             effort=effort,
             model=model,
+            tile=tile,
             chunks=edges("chunks", chunks),
             samples=samples,
             workers=workers,

@@ -9,6 +9,7 @@ again: the fit with the rate in the loss, without a stand-in for the rate.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -90,9 +91,7 @@ class DescentFit(FeatureFit):
         """
         assert self._last is not None
         last = self._last
-        stored = coefficients_of(
-            Features(last.symbols.copy(), last.step_code, last.centroids, last.shifts)
-        )
+        stored = coefficients_of(replace(last, symbols=last.symbols.copy()))
         change = self._change(values)
         if change is None:
             return

@@ -29,6 +29,7 @@ from tinc_codec.model.features import (
     feature_step,
     no_shifts,
     step_code,
+    whole_edge,
     write_features,
 )
 from tinc_codec.model.wavelet import forward, inverse
@@ -58,11 +59,14 @@ class FeatureTarget:
         `EXACT`, `BELOW`, `ABOVE` or `FREE` per voxel; None where all are `EXACT`.
     base : ndarray of float32 or None
         What is added to the features, such as a tree's output.
+    tile : int
+        As in `Features`.
     """
 
     values: np.ndarray
     demands: np.ndarray | None
     base: np.ndarray | None = None
+    tile: int = 0
 
 
 def demands_of(values: np.ndarray, classes: np.ndarray | None) -> np.ndarray | None:
@@ -113,6 +117,7 @@ class FeatureFit:
         wanted = target.values if target.base is None else target.values - target.base
         self._coefficients = forward(wanted, threads)
         largest = float(max(self._coefficients.max(), -self._coefficients.min()))
+        self._is_cut = 0 < target.tile < whole_edge((z, y, x))
         self._least_code = max(0, step_code(max(largest, 2.0**-20)) - STEPS_PER_OCTAVE)
         self._most_code = min(MAX_STEP_CODE, step_code(max(largest, 2.0**-20) / _LARGEST_SYMBOL))
 
@@ -149,9 +154,14 @@ class FeatureFit:
             mean = sums[0] / np.maximum(sums[1], 1) / CENTROID_UNIT
             one, more = np.clip(np.rint(mean), -127, 127).astype(int).tolist()
             centroids.append((one, more))
-        features = Features(symbols, code, tuple(centroids), self._shifts)
+        features = Features(symbols, code, tuple(centroids), self._shifts, self._target.tile)
         coded = sum(choice.size_bits for choice in choices) / 8
         return features, coded + 8 + 2 * len(centroids) + 4 * len(symbols)
+
+    @property
+    def tile_cost(self) -> float:
+        """By what estimated bytes grow at least for tiles, of which they know nothing."""
+        return 1 + _TILE_COST / self._target.tile**2 if self._is_cut else 1.0
 
     @property
     def finest_code(self) -> int:
@@ -162,7 +172,8 @@ class FeatureFit:
         """Return the shortest features there are: all symbols are 0."""
         shape = self._target.values.shape
         centroids = tuple((0, 0) for _ in self._levels)
-        return Features(np.zeros(shape, np.int32), 0, centroids, self._shifts)
+        symbols = np.zeros(shape, np.int32)
+        return Features(symbols, 0, centroids, self._shifts, self._target.tile)
 
     def decode(self, features: Features) -> np.ndarray:
         """Evaluate features, base included; float32 [B, z, y, x], not clipped."""
@@ -212,8 +223,11 @@ def fit_to_size(
     """
     line = _Line(math.log(_AIM * limit_bytes), _SLOPE * math.log(2) / STEPS_PER_OCTAVE)
     code = fit.first_code(limit_bytes) if start_code is None else start_code
+    # Saves a try; where there is time for more tries, fuller sections come of knowing less.
+    growth = fit.tile_cost if passes <= _FEW_PASSES else 1.0
     for _ in range(passes if fit.learns else 0):
         features, size = fit.quantise(code)
+        size *= growth
         line.add(code, math.log(size))
         fit.learn(fit.decode(features))
         is_too_long = size * _OVERHEAD > limit_bytes
@@ -224,6 +238,7 @@ def fit_to_size(
     tried: set[int] = set()
     for _ in range(_TRIES):
         features, size = fit.quantise(code)
+        size *= growth
         if size * _OVERHEAD <= limit_bytes:
             section = fit.write(features)
             size = len(section)
@@ -253,6 +268,7 @@ _AIM = 0.996
 """Of the limit, for estimated sizes."""
 _ENOUGH, _ENOUGH_IN_HASTE = 0.99, 0.98
 _FEW_PASSES = 3
+_TILE_COST = 18.0
 _SLOPE = 0.8
 """Octaves that the size shrinks by while the step grows by one, to begin with."""
 

@@ -83,10 +83,10 @@ def feature_means(
     parsed = parse_features(section, grid, volumes)
     finest = min(direct - 1, coarsest)
     if direct == 1 and coarsest > 0:
-        bits = 8 * len(parsed.segments[-1].plain)
-        finest = int(bits < _SPARSE_BITS * volumes * math.prod(grid))
+        finest = int(parsed.finest_sign_bits < _SPARSE_BITS * volumes * math.prod(grid))
     most_high = direct if finest < direct else 3
-    coefficients = coefficients_of(decode_features(parsed, skip_levels=finest, most_high=most_high))
+    features = decode_features(parsed, skip_levels=finest, most_high=most_high, threads=threads)
+    coefficients = coefficients_of(features)
     corner = _slices(shapes[min(direct, coarsest)])
     parts = {0: inverse(np.ascontiguousarray(coefficients[:, *corner]), threads)}
     for band in bands(shapes[finest])[0] if finest < min(direct, coarsest) else ():

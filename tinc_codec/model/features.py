@@ -9,12 +9,15 @@ import numpy as np
 from numba import njit
 
 from tinc_codec.bitstream.reader import ByteReader
+from tinc_codec.bitstream.sections import TILES_FLAG
 from tinc_codec.bitstream.varint import write_varint
 from tinc_codec.entropy.bands import LowPass, Segment, decode_bands, encode_bands
 from tinc_codec.entropy.buckets import MAX_MAGNITUDE
 from tinc_codec.entropy.feature_tables import N_CONTEXTS
 from tinc_codec.entropy.pyramid import Level, levels_of, low_pass_slices, segments_of
-from tinc_codec.errors import CorruptStreamError
+from tinc_codec.entropy.tile_plan import LEAST_EDGE, MOST_EDGE, TILED_LEVELS
+from tinc_codec.entropy.tiles import TiledBands, count_parts, decode_tiled, encode_tiled
+from tinc_codec.errors import CorruptStreamError, TruncatedStreamError
 from tinc_codec.model.wavelet import level_shapes
 
 Grid = tuple[int, int, int]
@@ -73,6 +76,9 @@ class Features:
         Per level, finest first: what is added to magnitudes of 1 and to larger ones, in 1/256.
     shifts : tuple of tuple of int
         Per level and band: added to the contexts.
+    tile : int
+        Voxels along each axis of the parts that the two finest levels are coded in, a power of
+        two; 0 where each is coded as a whole.
 
     References
     ----------
@@ -83,6 +89,12 @@ class Features:
     step_code: int
     centroids: tuple[tuple[int, int], ...]
     shifts: tuple[tuple[int, ...], ...]
+    tile: int = 0
+
+
+def whole_edge(grid: Grid) -> int:
+    """Return the edge of tiles that are as large as a grid."""
+    return max(LEAST_EDGE, 1 << (max(grid) - 1).bit_length())
 
 
 def feature_levels(grid: Grid) -> tuple[Level, ...]:
@@ -112,8 +124,11 @@ def write_features(features: Features, low_passes: Sequence[LowPass]) -> bytes:
     levels = feature_levels((z, y, x))
     has_centroids = any(any(pair) for pair in features.centroids)
     has_shifts = any(any(row) for row in features.shifts)
-    flags = _CENTROIDS_BIT * has_centroids | _SHIFTS_BIT * has_shifts
+    is_tiled = features.tile > 0 and len(levels) >= TILED_LEVELS
+    flags = _CENTROIDS_BIT * has_centroids | _SHIFTS_BIT * has_shifts | TILES_FLAG * is_tiled
     out = bytearray(_FIXED.pack(features.step_code, flags))
+    if is_tiled:
+        out.append(features.tile.bit_length() - 1)
     if has_centroids:
         out += np.array(features.centroids, dtype=np.int8).tobytes()
     if has_shifts:
@@ -121,6 +136,9 @@ def write_features(features: Features, low_passes: Sequence[LowPass]) -> bytes:
     for low_pass in low_passes:
         out.append(low_pass.context)
         out += write_varint(_zigzag(low_pass.centre))
+    if is_tiled:
+        parts = encode_tiled(features.symbols, levels, low_passes, features.shifts, features.tile)
+        return bytes(out) + b"".join(write_varint(len(part)) for part in parts) + b"".join(parts)
     segments = encode_bands(features.symbols, levels, low_passes, features.shifts)
     for segment in segments:
         out += write_varint(len(segment.coded)) + write_varint(len(segment.plain))
@@ -139,7 +157,8 @@ class FeatureSection:
     low_passes : tuple of LowPass
         Per volume.
     segments : tuple of Segment
-        Coarsest first, see `entropy.pyramid.segments_of`.
+        Coarsest first, see `entropy.pyramid.segments_of`; none where there are tiles.
+    tiles : TiledBands or None
     """
 
     grid: Grid
@@ -148,9 +167,31 @@ class FeatureSection:
     shifts: tuple[tuple[int, ...], ...]
     low_passes: tuple[LowPass, ...]
     segments: tuple[Segment, ...]
+    tiles: TiledBands | None = None
+
+    @property
+    def finest_sign_bits(self) -> float:
+        """How many bits the finest level has for signs and remainders, in tiles a guess."""
+        if self.tiles is None:
+            return 8.0 * len(self.segments[-1].plain)
+        return 8.0 * self.tiles.finest_bytes * _SIGN_SHARE
+
+    def features_of(self, symbols: np.ndarray, skip_levels: int) -> Features:
+        """Say what symbols (B, z, y, x) stand for, some of the finest levels being left out."""
+        return Features(
+            symbols,
+            self.step_code,
+            self.centroids[skip_levels:],
+            self.shifts[skip_levels:],
+            0 if self.tiles is None else self.tiles.edge,
+        )
 
 
-def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Features:
+_SIGN_SHARE = 0.2
+"""Of a finest level's bits; 17 to 25 % on the volumes measured."""
+
+
+def read_features(data: bytes | memoryview, grid: Grid, volumes: int, threads: int = 1) -> Features:
     """Read the section; the twin of `write_features`.
 
     Parameters
@@ -161,6 +202,8 @@ def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Feature
     volumes : int
         Memory stays near ten bytes per voxel of volumes of more than a few hundred voxels,
         whatever `data` says; tiny ones have tables of their own, some hundred bytes per voxel.
+    threads : int
+        Tiles are shared among them.
 
     Raises
     ------
@@ -170,11 +213,11 @@ def read_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Feature
     ----------
     `docs/format.md` §9
     """
-    return decode_features(parse_features(data, grid, volumes))
+    return decode_features(parse_features(data, grid, volumes), threads=threads)
 
 
 def decode_features(
-    section: FeatureSection, *, skip_levels: int = 0, most_high: int = 3
+    section: FeatureSection, *, skip_levels: int = 0, most_high: int = 3, threads: int = 1
 ) -> Features:
     """Decode the symbols of a section, or the coarse ones alone.
 
@@ -187,18 +230,22 @@ def decode_features(
     most_high : int
         Of the finest level that is left, bands that are high-pass along more axes than this are
         not needed; what comes back of them is undefined.
+    threads : int
 
     Raises
     ------
     CorruptStreamError
     """
-    symbols = decode_bands(
-        section.segments, section.grid, feature_levels(section.grid), section.low_passes,
-        section.shifts, finest=skip_levels, most_high=most_high,
-    )  # fmt: skip
-    return Features(
-        symbols, section.step_code, section.centroids[skip_levels:], section.shifts[skip_levels:]
-    )
+    if section.tiles is not None:
+        symbols = decode_tiled(
+            section.tiles, section.grid, finest=skip_levels, most_high=most_high, threads=threads
+        )
+    else:
+        symbols = decode_bands(
+            section.segments, section.grid, feature_levels(section.grid), section.low_passes,
+            section.shifts, finest=skip_levels, most_high=most_high,
+        )  # fmt: skip
+    return section.features_of(symbols, skip_levels)
 
 
 def parse_features(data: bytes | memoryview, grid: Grid, volumes: int) -> FeatureSection:
@@ -215,8 +262,9 @@ def parse_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Featur
     code, flags = _FIXED.unpack(reader.read_bytes(_FIXED.size, "features: step and flags"))
     if code > MAX_STEP_CODE:
         raise CorruptStreamError(f"features: step code {code} not in 0 to {MAX_STEP_CODE}")
-    if flags & ~(_CENTROIDS_BIT | _SHIFTS_BIT):
+    if flags & ~(_CENTROIDS_BIT | _SHIFTS_BIT | TILES_FLAG):
         raise CorruptStreamError(f"features: reserved flags set in {flags:#04x}")
+    edge = _read_edge(reader, levels) if flags & TILES_FLAG else 0
     centroids = tuple((0, 0) for _ in levels)
     if flags & _CENTROIDS_BIT:
         pairs = np.frombuffer(reader.read_bytes(2 * len(levels), "features: centroids"), np.int8)
@@ -236,6 +284,10 @@ def parse_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Featur
                 f"features: low-pass context {context} or centre {centre} out of range"
             )
         low_passes.append(LowPass(context, centre))
+    if edge:
+        parts, sizes = _read_parts(reader, count_parts(levels, volumes, edge))
+        tiles = TiledBands(parts, sizes, levels, tuple(low_passes), shifts, edge)
+        return FeatureSection(grid, code, centroids, shifts, tuple(low_passes), (), tiles)
     lengths = [
         [reader.read_varint(f"features: length of {part}") for part in ("a code", "plain bits")]
         for _ in segments_of(levels)
@@ -247,6 +299,30 @@ def parse_features(data: bytes | memoryview, grid: Grid, volumes: int) -> Featur
     if reader.remaining:
         raise CorruptStreamError(f"features: {reader.remaining} bytes follow the last segment")
     return FeatureSection(grid, code, centroids, shifts, tuple(low_passes), tuple(segments))
+
+
+def _read_edge(reader: ByteReader, levels: tuple[Level, ...]) -> int:
+    bits = reader.read_u8("features: edge of tiles")
+    if not LEAST_EDGE <= 1 << bits <= MOST_EDGE:
+        raise CorruptStreamError(f"features: tiles of 2^{bits} voxels along each axis")
+    if len(levels) < TILED_LEVELS:
+        raise CorruptStreamError(f"features: tiles of {len(levels)} levels")
+    return 1 << bits
+
+
+def _read_parts(reader: ByteReader, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Take some lengths and as many parts: the parts' bytes, uint8, and the lengths, int64."""
+    if count > reader.remaining:
+        raise TruncatedStreamError(
+            f"features: {count} parts in {reader.remaining} bytes",
+            needed=reader.position + count,
+        )
+    lengths = [reader.read_varint("features: length of a part") for _ in range(count)]
+    code = reader.read_bytes(sum(lengths), "features: parts")
+    if reader.remaining:
+        raise CorruptStreamError(f"features: {reader.remaining} bytes follow the last part")
+    # A copy: the caller's bytes may change.
+    return np.frombuffer(bytes(code), np.uint8), np.array(lengths, dtype=np.int64)
 
 
 def coefficients_of(features: Features, out: np.ndarray | None = None) -> np.ndarray:
@@ -278,6 +354,50 @@ def coefficients_of(features: Features, out: np.ndarray | None = None) -> np.nda
                     np.float32(one * CENTROID_UNIT), np.float32(more * CENTROID_UNIT),
                 )  # fmt: skip
     return out
+
+
+def dequantise_tiles(
+    section: FeatureSection,
+    symbols: np.ndarray,
+    numbers: np.ndarray,
+    finest: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Turn the symbols of some tiles into coefficients.
+
+    Parameters
+    ----------
+    section : FeatureSection
+        With tiles.
+    symbols : ndarray of int32
+        Shape (z, y, x).
+    numbers, finest : ndarray of int64
+        As for `TiledBands.tiles`.
+    out : ndarray of float32
+        Shape (z, y, x): receives them.
+    """
+    assert section.tiles is not None
+    tiling, step = section.tiles.tiling, np.float32(feature_step(section.step_code))
+    for level, (one, more) in enumerate(section.centroids[:TILED_LEVELS]):
+        plan = tiling.plans[level]
+        _dequantise_tiles(
+            symbols, out, tiling.places[numbers[finest <= level]], np.array(plan.edges),
+            plan.begins, plan.shapes, step, np.float32(one * CENTROID_UNIT),
+            np.float32(more * CENTROID_UNIT),
+        )  # fmt: skip
+
+
+@njit(**_COMPILE)
+def _dequantise_tiles(  # type: ignore[no-untyped-def]
+    symbols, values, tiles, edges, begins, shapes, step, one, more
+):
+    for i in range(len(tiles)):
+        start = tiles[i] * edges
+        for band in range(len(begins)):
+            shape = np.minimum(edges, shapes[band] - start)
+            if shape.min() > 0:
+                begin = begins[band] + start
+                _dequantise(symbols, values, begin, shape, step, one, more)
 
 
 @njit(**_COMPILE)

@@ -1,7 +1,7 @@
 """Chunks whose sections are decoded, and the cache of those that were used last.
 
 A box of a chunk cannot do without the decoded symbols of all its sections, those of a lattice's
-slabs apart.
+slabs and of the features' tiles apart.
 """
 
 import os
@@ -21,6 +21,7 @@ from tinc_codec.volume.chunk import ChunkInfo
 from tinc_codec.volume.mask import decode_classes
 
 if TYPE_CHECKING:
+    from tinc_codec.model.feature_voxels import FeatureVoxels
     from tinc_codec.model.lattice_voxels import LatticeVoxels
     from tinc_codec.model.postfilter import PostFilter
     from tinc_codec.quantise.corrections import Corrections
@@ -39,8 +40,7 @@ class OpenChunk:
     ----------
     info : ChunkInfo
     tree : Tree or None
-    coefficients : ndarray of float32 or None
-        Of the features, shape (B, z, y, x) as in `model.wavelet`.
+    features : FeatureVoxels or None
     postfilter : PostFilter or None
     corrections : Corrections or None
     classes : ndarray of uint8 or None
@@ -50,7 +50,7 @@ class OpenChunk:
 
     info: ChunkInfo
     tree: Tree | None
-    coefficients: np.ndarray | None
+    features: "FeatureVoxels | None"
     postfilter: "PostFilter | None"
     corrections: "Corrections | None"
     classes: np.ndarray | None
@@ -59,12 +59,12 @@ class OpenChunk:
     @property
     def is_constant(self) -> bool:
         """Whether no model stands for the voxels."""
-        return self.tree is None and self.coefficients is None and self.lattice is None
+        return self.tree is None and self.features is None and self.lattice is None
 
     @property
     def size_bytes(self) -> int:
         """Memory of the decoded sections in bytes."""
-        found = [self.coefficients, self.classes]
+        found = [self.classes]
         if self.tree is not None:
             found.append(self.tree.parameters)
         if self.corrections is not None:
@@ -72,12 +72,12 @@ class OpenChunk:
             found += [c.positions, c.multiples, c.absolutes]
         if self.postfilter is not None:
             found.append(self.postfilter.parameters)
-        lattice = 0 if self.lattice is None else self.lattice.size_bytes
-        return lattice + sum(array.nbytes for array in found if array is not None)
+        parts = [part.size_bytes for part in (self.features, self.lattice) if part is not None]
+        return sum(parts) + sum(array.nbytes for array in found if array is not None)
 
 
 def open_sections(header: Header) -> OpenChunk:
-    """Decode all sections of a stream but a lattice's slabs.
+    """Decode all sections of a stream but a lattice's slabs and the tiles of features.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def open_sections(header: Header) -> OpenChunk:
     FormatError
         If a section is damaged.
     """
-    info, classes, coefficients = header.info, None, None
+    info, classes, features = header.info, None, None
     if Section.MASK in header.sections:
         classes = decode_classes(header.sections[Section.MASK], info.valid_extent)
     if Section.LATTICE in header.sections:
@@ -99,14 +99,17 @@ def open_sections(header: Header) -> OpenChunk:
         coded = parse_lattice(header.sections[Section.LATTICE], info)
         lattice = LatticeVoxels(coded, info, classes)
         return OpenChunk(info, None, None, None, None, classes, lattice)
-    model = read_model(header)
+    model = read_model(header, with_features=False)
     if model is None:
         return OpenChunk(info, None, None, None, None, classes)
-    if model.features is not None:
-        from tinc_codec.model.features import coefficients_of
+    if Section.FEATURES in header.sections:
+        from tinc_codec.model.feature_voxels import FeatureVoxels
+        from tinc_codec.model.features import parse_features
 
-        coefficients = coefficients_of(model.features)
-    return OpenChunk(info, model.tree, coefficients, model.postfilter, model.corrections, classes)
+        volumes, z, y, x = info.batched_shape
+        section = header.sections[Section.FEATURES]
+        features = FeatureVoxels(parse_features(section, (z, y, x), volumes))
+    return OpenChunk(info, model.tree, features, model.postfilter, model.corrections, classes)
 
 
 class _Sized(Protocol):

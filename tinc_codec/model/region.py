@@ -12,7 +12,6 @@ from tinc_codec.errors import ConfigError
 from tinc_codec.model.evaluate import store_values, voxel_coordinates
 from tinc_codec.model.opened import OpenChunk
 from tinc_codec.model.render import Tree
-from tinc_codec.model.wavelet_windows import inverse_region
 from tinc_codec.volume.chunk import (
     SPATIAL_NDIM,
     ChunkInfo,
@@ -148,11 +147,9 @@ def _values(chunk: OpenChunk, volumes: np.ndarray, ranges: Ranges, threads: int)
     voxels = sizes[0] * strides[0]
     flat = np.zeros(corner + len(volumes) * voxels, np.float32)
     values = flat[corner:].reshape(len(volumes), *sizes)
-    if chunk.coefficients is not None:
+    if chunk.features is not None:
         for run in _runs(volumes):
-            values[run] = inverse_region(
-                chunk.coefficients[volumes[run][0] : volumes[run][-1] + 1], ranges, threads
-            )
+            values[run] = chunk.features.box(volumes[run].tolist(), ranges, threads)
     if chunk.tree is not None:
         targets = [
             np.lib.stride_tricks.as_strided(

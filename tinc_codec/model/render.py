@@ -57,8 +57,12 @@ class ChunkModel:
     lattice: "Lattice | None" = None
 
 
-def read_model(header: Header, threads: int = 1) -> ChunkModel | None:
+def read_model(
+    header: Header, threads: int = 1, *, with_features: bool = True
+) -> ChunkModel | None:
     """Decode a stream's model sections; None where it has none, the chunk being constant.
+
+    Features may be left out: the model's are None then.
 
     Raises
     ------
@@ -74,10 +78,10 @@ def read_model(header: Header, threads: int = 1) -> ChunkModel | None:
         section = read_tree(sections[Section.TREE], (z, y, x), volumes)
         scaling = np.array([section.offsets, section.gains], dtype=np.float32).T
         tree = Tree(section.shape, tree_parameters(section, volumes), scaling)
-    if Section.FEATURES in sections:
+    if with_features and Section.FEATURES in sections:
         from tinc_codec.model.features import read_features
 
-        features = read_features(sections[Section.FEATURES], (z, y, x), volumes)
+        features = read_features(sections[Section.FEATURES], (z, y, x), volumes, threads)
     if Section.POSTFILTER in sections:
         from tinc_codec.model.postfilter import read_postfilter
 
@@ -86,7 +90,7 @@ def read_model(header: Header, threads: int = 1) -> ChunkModel | None:
         from tinc_codec.quantise.corrections import read_corrections
 
         corrections = read_corrections(sections[Section.CORRECTIONS], info)
-    if tree is None and features is None:
+    if tree is None and Section.FEATURES not in sections:
         return None
     return ChunkModel(info, tree, features, postfilter, corrections)
 

@@ -56,6 +56,36 @@ def needed_ranges(grid: Triple, region: Ranges) -> tuple[Ranges, ...]:
     return tuple(ranges)
 
 
+def depended_ranges(grid: Triple, region: Ranges) -> tuple[tuple[Ranges, Ranges], ...]:
+    """Say which samples of every level's bands any voxel of a region depends on.
+
+    These are fewer than the windows of `inverse_region` hold: what else is in a window does not
+    reach the region.
+
+    Parameters
+    ----------
+    grid, region
+        As for `needed_ranges`.
+
+    Returns
+    -------
+    tuple
+        Per level, finest first, the ranges of low-pass and of high-pass samples along each axis;
+        along an axis that is not split both are the range of samples.
+    """
+    found = []
+    needed = region
+    for shape, low in pairwise(level_shapes(grid)):
+        axes = [
+            (_support(needed[a], low[a]) if shape[a] != low[a] else (needed[a], needed[a]))
+            for a in range(3)
+        ]
+        (l_z, h_z), (l_y, h_y), (l_x, h_x) = axes
+        needed = l_z, l_y, l_x
+        found.append((needed, (h_z, h_y, h_x)))
+    return tuple(found)
+
+
 def inverse_region(coefficients: np.ndarray, region: Ranges, threads: int = 1) -> np.ndarray:
     """Return a region of `wavelet.inverse`, bit for bit.
 
@@ -97,6 +127,14 @@ def _needed_low(needed: tuple[int, int], size: int) -> tuple[int, int]:
     start = max(0, needed[0] - _REACH)
     stop = min(size, needed[1] + _REACH)
     return start // 2, halved(stop)
+
+
+def _support(needed: tuple[int, int], n_low: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Say which low-pass and high-pass samples some samples depend on: through four liftings."""
+    first, last = needed[0] // 2, (needed[1] - 1) // 2
+    # An odd sample is lifted once more than an even one.
+    stop = min(n_low, last + 2 + (needed[1] - 1) % 2)
+    return (max(0, first - 1), stop), (max(0, first - 2), stop)
 
 
 def _spans(lows: tuple[int, int], size: int, is_split: bool) -> tuple[int, int, int, int]:

@@ -44,6 +44,7 @@ def compress(
     max_error: float | None = None,
     effort: int | None = None,
     model: str | None = None,
+    tile: int | None = None,
     codec: TINC | None = None,
     chunks: int | Sequence[int] | None = None,
     shards: int | Sequence[int] | None = None,
@@ -72,10 +73,10 @@ def compress(
     ratio, psnr, max_error : float, optional
         What is promised of every chunk; exactly one of them. Chunks that reach beyond the end of
         the volume get less room, so that the ratio holds for the voxels of the volume.
-    effort, model
+    effort, model, tile
         As for `tinc_codec.TINC`.
     codec : TINC, optional
-        With further settings, instead of the five above.
+        With further settings, instead of the six above.
     chunks, shards : int or sequence of int, optional
         Edge along the axes of space, or one entry per axis. By default chunks of up to 128³ that
         divide the volume evenly, and no shards.
@@ -114,7 +115,9 @@ def compress(
         is lost.
     """
     started = time.monotonic()
-    params = _params(codec, ratio=ratio, psnr=psnr, max_error=max_error, effort=effort, model=model)
+    params = _params(
+        codec, ratio=ratio, psnr=psnr, max_error=max_error, effort=effort, model=model, tile=tile
+    )
     _check_workers(workers)
     _check_zarr()
     volume = open_source(src, variable=variable, storage_options=source_options)

@@ -164,6 +164,7 @@ def plan(
     ratios: Sequence[float] = RATIOS,
     effort: int = 4,
     model: str = "auto",
+    tile: int | None = None,
     chunks: int | Sequence[int] | None = None,
     samples: int = 4,
     workers: int | None = None,
@@ -184,7 +185,7 @@ def plan(
         As for `tinc_codec.compress`. It is only read, and only where samples are.
     ratios : sequence of float
         Each over 1, up to 100,000.
-    effort, model
+    effort, model, tile
         As for `tinc_codec.TINC`.
     chunks : int, sequence of int, or None
         As for `tinc_codec.compress`.
@@ -213,7 +214,12 @@ def plan(
     for field, value in (("samples", samples), ("workers", workers)):
         if value is not None and value < 1:
             raise ConfigError(f"{field}={value!r} is not an integer >= 1")
-    settings = [EncodingParams(ratio=ratio, effort=effort, model=model) for ratio in ratios]
+    settings = [
+        EncodingParams(
+            ratio=ratio, effort=effort, model=model, tile="auto" if tile is None else tile
+        )
+        for ratio in ratios
+    ]
     volume = open_source(src, variable=variable)
     shape, dtype = tuple(volume.array.shape), np.dtype(volume.array.dtype)
     target = choose_layout(

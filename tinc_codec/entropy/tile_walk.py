@@ -1,0 +1,422 @@
+"""The walk over the bands of a tile, compiled: one for both ways, so that both see the same.
+
+References
+----------
+`docs/format.md` §10.9
+"""
+
+import numpy as np
+from numba import njit
+
+from tinc_codec.entropy.buckets import (
+    BUCKET_BASE,
+    BUCKET_BITS,
+    REPRESENTED_BUCKET,
+    nonzero_places,
+    represent_band,
+)
+from tinc_codec.entropy.contexts import phase_contexts
+from tinc_codec.entropy.feature_tables import PHASE_ORDER
+from tinc_codec.entropy.outer_sums import (
+    block_sums,
+    near_sums,
+    outer_sums,
+    present_blocks,
+    total_of_bands,
+)
+from tinc_codec.entropy.pyramid import BANDS, BLOCK_EDGE
+from tinc_codec.entropy.range_symbols import (
+    decode_bits,
+    decode_places,
+    encode_bits,
+    encode_places,
+    finish_encoding,
+    has_words_left,
+    start_decoding,
+    start_encoding,
+)
+
+_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+_EDGES = (BLOCK_EDGE, BLOCK_EDGE, BLOCK_EDGE)
+_NO_SHIFTS = (0, 0, 0)
+_WORDS_PER_SYMBOL = 2
+"""At most: 24 bits and 22 more."""
+_SLACK = 64
+_PHASE_PARITIES = np.array(PHASE_ORDER, dtype=np.int64)
+
+
+@njit(**_COMPILE)
+def _mirror(field, shape, parity, sides):  # type: ignore[no-untyped-def]
+    """Extend a padded field where there are other tiles: what lies at 1 and n - 2 at -1 and n.
+
+    Both are of one parity, so that a phase knows either or none.
+
+    Parameters
+    ----------
+    field : ndarray of uint16
+        Shape (z, y, x), with a margin of one.
+    shape : tuple of int
+        Of what it holds.
+    parity : int
+        Of the phase that was coded last.
+    sides : ndarray of bool
+        Shape (3, 2): per axis, whether a tile comes before and after this one.
+    """
+    for axis in range(3):
+        n = shape[axis]
+        for side in range(2):
+            source = n - 2 if side else 1
+            # Nothing new lies where the phase has no positions.
+            if not sides[axis, side] or n < 2 or (source & 1) != (parity >> (2 - axis)) & 1:
+                continue
+            target = n + 1 if side else 0
+            if axis == 0:
+                for y in range(1, shape[1] + 1):
+                    for x in range(1, shape[2] + 1):
+                        field[target, y, x] = field[source + 1, y, x]
+            elif axis == 1:
+                for z in range(shape[0] + 2):
+                    for x in range(1, shape[2] + 1):
+                        field[z, target, x] = field[z, source + 1, x]
+            else:
+                for z in range(shape[0] + 2):
+                    for y in range(shape[1] + 2):
+                        field[z, y, target] = field[z, y, source + 1]
+
+
+@njit(**_COMPILE)
+def _code_phases(  # type: ignore[no-untyped-def]
+    state, words, is_encoder, tables, values, fields, padded, band, coarse, coarse_padded, shifts,
+    stencils, blocks, shape, shift, sides, room
+):  # fmt: skip
+    """Code what a band holds in some blocks, or the flags of its blocks, phase by phase.
+
+    Parameters
+    ----------
+    fields : ndarray of uint16
+        Shape (BANDS, place).
+    coarse : tuple of two ndarrays
+        The coarser level's bands, uint16 (BANDS, place), and their sum.
+    values : ndarray
+        What turns symbols into what stands for them in `fields`, or back.
+    sides : ndarray of bool
+        See `_mirror`.
+    room : tuple of two ndarrays
+        Places and contexts, as for `phase_contexts`.
+    """
+    width, plane = coarse_padded[2], coarse_padded[1] * coarse_padded[2]
+    own, total = coarse[0][band], coarse[1]
+    own_near, total_near = np.empty(own.size, np.uint32), np.empty(own.size, np.uint32)
+    near_sums(own, width, plane, own_near)
+    near_sums(total, width, plane, total_near)
+    outer = np.empty(fields.shape[1], np.uint32)
+    n_others = stencils.n_others[band]
+    outer_sums(
+        fields, padded, (own, own_near, total, total_near), coarse_padded, shifts,
+        stencils.coarse[band], stencils.others[band, :n_others],
+        stencils.other_weights[band, :n_others], blocks, shape, outer,
+    )  # fmt: skip
+    field = fields[band]
+    extended = field.reshape(padded)
+    places, contexts = room
+    taps, offsets, weights = stencils.taps[band], stencils.offsets[band], stencils.weights[band]
+    no_sums = np.empty(0, np.uint32)
+    for phase in range(8):
+        n = phase_contexts(
+            field, outer, padded, blocks, shape, phase, taps, offsets, weights, shift, places,
+            contexts, no_sums,
+        )  # fmt: skip
+        if is_encoder:
+            encode_places(state, words, tables, places[:n], contexts, values, field)
+        elif not decode_places(state, words, tables, places[:n], contexts, values, field):
+            return False
+        if sides.any():
+            _mirror(extended, shape, _PHASE_PARITIES[phase], sides)
+    return True
+
+
+@njit(**_COMPILE)
+def _code_rests(state, words, is_encoder, field, begin, shape, symbols):  # type: ignore[no-untyped-def]
+    """Code signs and remainders of a band of a tile, which lies at `begin` in its volume."""
+    found = np.empty(shape[2] + 1, np.int64)
+    for z in range(shape[0]):
+        for y in range(shape[1]):
+            row = field[z + 1, y + 1, 1 : 1 + shape[2]]
+            out = symbols[begin[0] + z, begin[1] + y, begin[2] : begin[2] + shape[2]]
+            for i in range(nonzero_places(row, found)):
+                x = found[i]
+                bucket = REPRESENTED_BUCKET[row[x]]
+                base, width = BUCKET_BASE[bucket], BUCKET_BITS[bucket] + 1
+                if is_encoder:
+                    symbol = np.int64(out[x])
+                    bits = (abs(symbol) - base) << 1 | np.int64(symbol < 0)
+                    encode_bits(state, words, width, bits)
+                else:
+                    bits = decode_bits(state, words, width)
+                    if bits < 0:
+                        return False
+                    magnitude = base + (bits >> 1)
+                    out[x] = -magnitude if bits & 1 else magnitude
+    return True
+
+
+@njit(**_COMPILE)
+def code_level(  # type: ignore[no-untyped-def]
+    state, words, is_encoder, tables, values, plan, shifts, n_bands, tile, parent, parent_padded,
+    fields, symbols
+):  # fmt: skip
+    """Code one level of one tile.
+
+    Parameters
+    ----------
+    tables : tuple of two SymbolTables
+        Of buckets and of flags.
+    values : tuple of two ndarrays
+        See `_code_phases`; of buckets and of flags.
+    plan : Plan
+    shifts : ndarray of int64
+        Per band: added to its contexts.
+    n_bands : int
+        Only the first ones.
+    tile : ndarray of int64
+        Its place in the grid of tiles.
+    parent : ndarray of uint16
+        Shape (BANDS, place): what stands for the coarser level's magnitudes around the tile.
+    parent_padded : tuple of int
+    fields : ndarray of uint16
+        Shape (BANDS, *plan.padded), 0: receives what stands for the tile's magnitudes.
+    symbols : ndarray of int32
+        Of the volume.
+    """
+    n_parent, n_blocks = parent.shape[1], plan.padded_blocks
+    total = np.empty(n_parent, np.uint16)
+    total_of_bands(parent, total)
+    b_z, b_y, b_x = n_blocks[0] - 2, n_blocks[1] - 2, n_blocks[2] - 2
+    every = np.empty((b_z * b_y * b_x, 3), np.int32)
+    cells = np.zeros((BANDS, *n_blocks), np.uint16)
+    parent_cells = np.zeros((BANDS, *n_blocks), np.uint16)
+    n_every = _list_blocks((b_z, b_y, b_x), every)
+    around = parent.reshape((BANDS, *parent_padded))
+    edges = (
+        BLOCK_EDGE >> plan.shifts[0], BLOCK_EDGE >> plan.shifts[1], BLOCK_EDGE >> plan.shifts[2],
+    )  # fmt: skip
+    for band in range(BANDS):
+        block_sums(around[band], every[:n_every], edges, parent_cells[band])
+    flat_cells, flat_parent_cells = cells.reshape(BANDS, -1), parent_cells.reshape(BANDS, -1)
+    total_cells = np.empty(flat_cells.shape[1], np.uint16)
+    total_of_bands(flat_parent_cells, total_cells)
+    flat = fields.reshape(BANDS, -1)
+    room_size = len(every) * (BLOCK_EDGE // 2) ** 3
+    room = np.empty(room_size, np.int32), np.empty(room_size, np.uint8)
+    blocks = np.empty((len(every), 3), np.int32)
+    sides = np.empty((3, 2), np.bool_)
+    for axis in range(3):
+        sides[axis, 0] = tile[axis] > 0
+        sides[axis, 1] = tile[axis] + 1 < plan.tiles[axis]
+    for index in range(n_bands):
+        band = plan.masks[index] - 1
+        o_z, o_y, o_x = tile[0] * plan.edges[0], tile[1] * plan.edges[1], tile[2] * plan.edges[2]
+        shape = (
+            min(plan.edges[0], plan.shapes[index, 0] - o_z),
+            min(plan.edges[1], plan.shapes[index, 1] - o_y),
+            min(plan.edges[2], plan.shapes[index, 2] - o_x),
+        )
+        if shape[0] < 1 or shape[1] < 1 or shape[2] < 1:
+            continue
+        begin = (
+            plan.begins[index, 0] + o_z, plan.begins[index, 1] + o_y, plan.begins[index, 2] + o_x,
+        )  # fmt: skip
+        if is_encoder:
+            represent_band(symbols, begin, shape, fields[band], cells[band])
+        in_blocks = (
+            (shape[0] + BLOCK_EDGE - 1) // BLOCK_EDGE, (shape[1] + BLOCK_EDGE - 1) // BLOCK_EDGE,
+            (shape[2] + BLOCK_EDGE - 1) // BLOCK_EDGE,
+        )  # fmt: skip
+        of_blocks = (
+            (in_blocks[0] + BLOCK_EDGE - 1) // BLOCK_EDGE,
+            (in_blocks[1] + BLOCK_EDGE - 1) // BLOCK_EDGE,
+            (in_blocks[2] + BLOCK_EDGE - 1) // BLOCK_EDGE,
+        )
+        n = _list_blocks(of_blocks, every)
+        if not _code_phases(
+            state, words, is_encoder, tables[1], values[1], flat_cells, plan.padded_blocks, band,
+            (flat_parent_cells, total_cells), plan.padded_blocks, _NO_SHIFTS, plan.flags,
+            every[:n], in_blocks, 0, sides, room,
+        ):  # fmt: skip
+            return False
+        n = present_blocks(
+            cells[band, : in_blocks[0] + 2, : in_blocks[1] + 2, : in_blocks[2] + 2], blocks
+        )
+        if n and not _code_phases(
+            state, words, is_encoder, tables[0], values[0], flat, plan.padded, band,
+            (parent, total), parent_padded, plan.shifts, plan.coefficients, blocks[:n], shape,
+            shifts[index], sides, room,
+        ):  # fmt: skip
+            return False
+        if not _code_rests(state, words, is_encoder, fields[band], begin, shape, symbols):
+            return False
+        block_sums(fields[band], blocks[:n], _EDGES, cells[band])
+    return True
+
+
+@njit(**_COMPILE)
+def _list_blocks(shape, out):  # type: ignore[no-untyped-def]
+    """List all places of a shape in C order, int32 (number, 3); return how many."""
+    n = 0
+    for z in range(shape[0]):
+        for y in range(shape[1]):
+            for x in range(shape[2]):
+                out[n, 0], out[n, 1], out[n, 2] = z, y, x
+                n += 1
+    return n
+
+
+@njit(**_COMPILE)
+def _around(coarser, plan, tile):  # type: ignore[no-untyped-def]
+    """Cut what is around a tile from the coarser level's fields, uint16 (BANDS, *padded)."""
+    padded = plan.parent_padded
+    out = np.zeros((BANDS, padded[0], padded[1], padded[2]), np.uint16)
+    z0 = (tile[0] * plan.edges[0]) >> plan.shifts[0]
+    y0 = (tile[1] * plan.edges[1]) >> plan.shifts[1]
+    x0 = (tile[2] * plan.edges[2]) >> plan.shifts[2]
+    n_z = min(padded[0], coarser.shape[1] - z0)
+    n_y = min(padded[1], coarser.shape[2] - y0)
+    n_x = min(padded[2], coarser.shape[3] - x0)
+    for band in range(BANDS):
+        for z in range(n_z):
+            for y in range(n_y):
+                for x in range(n_x):
+                    out[band, z, y, x] = coarser[band, z0 + z, y0 + y, x0 + x]
+    return out.reshape(BANDS, -1)
+
+
+@njit(**_COMPILE)
+def code_corner(state, words, is_encoder, tables, values, context, corner):  # type: ignore[no-untyped-def]
+    """Code a low-pass corner, int32 [z, y, x], its centre subtracted; all in one context."""
+    depth, height, width = corner.shape
+    field = np.zeros((depth + 2, height + 2, width + 2), np.uint16)
+    if is_encoder:
+        cells = np.zeros(field.shape, np.uint16)
+        represent_band(corner, (0, 0, 0), corner.shape, field, cells)
+    places = np.empty(corner.size, np.int32)
+    n = 0
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                places[n] = ((z + 1) * (height + 2) + y + 1) * (width + 2) + x + 1
+                n += 1
+    contexts = np.full(n, context, np.uint8)
+    if is_encoder:
+        encode_places(state, words, tables[0], places, contexts, values[0], field.reshape(-1))
+    elif not decode_places(state, words, tables[0], places, contexts, values[0], field.reshape(-1)):
+        return False
+    return _code_rests(state, words, is_encoder, field, (0, 0, 0), corner.shape, corner)
+
+
+@njit(**_COMPILE)
+def to_words(code):  # type: ignore[no-untyped-def]
+    """Read big-endian words from uint8, the last one filled up with zero bytes."""
+    words = np.zeros((code.size + 3) // 4, np.uint32)
+    for i in range(code.size):
+        words[i >> 2] |= np.uint32(code[i]) << np.uint32(8 * (3 - (i & 3)))
+    return words
+
+
+@njit(**_COMPILE)
+def to_bytes(words):  # type: ignore[no-untyped-def]
+    """Write words big-endian as uint8, without zeros at the end; the twin of `to_words`."""
+    out = np.empty(4 * len(words), np.uint8)
+    n = 0
+    for i in range(len(out)):
+        out[i] = (words[i >> 2] >> np.uint32(8 * (3 - (i & 3)))) & np.uint32(255)
+        if out[i]:
+            n = i + 1
+    return out[:n]
+
+
+@njit(**_COMPILE)
+def room_for(n_symbols):  # type: ignore[no-untyped-def]
+    """Make room for the words of so many symbols."""
+    return np.empty(_WORDS_PER_SYMBOL * n_symbols + _SLACK, np.uint32)
+
+
+@njit(**_COMPILE)
+def decode_tiles(  # type: ignore[no-untyped-def]
+    code, begins, firsts, numbers, tiles, finest, n_bands, tables, values, fine, coarse, shifts,
+    coarser, symbols
+):  # fmt: skip
+    """Decode some tiles of a volume.
+
+    Parameters
+    ----------
+    code : ndarray of uint8
+        All parts of a section.
+    begins : ndarray of int64
+        Where in it each part begins, and where the last one ends.
+    firsts : ndarray of int64
+        Per tiled level, finest first, which part is the volume's first tile.
+    numbers : ndarray of int64
+        Which tiles.
+    tiles : ndarray of int64
+        `Tiling.places`.
+    finest : ndarray of int64
+        For each of `numbers`: 0 where the finest level is wanted, else 1.
+    n_bands : ndarray of int64
+        Per tiled level, how many of its bands are wanted.
+    tables, values
+        See `code_level`.
+    fine, coarse : Plan
+    shifts : tuple of two ndarrays of int64
+        Per tiled level and band: added to the contexts.
+    coarser : ndarray of uint16
+        Shape (BANDS, *padded): the level that follows.
+    symbols : ndarray of int32
+        Of the volume, 0 where they are wanted: receives them.
+
+    Returns
+    -------
+    bool
+        False where the bytes are no code of anything.
+    """
+    state = np.empty(3, np.uint64)
+    for i in range(len(numbers)):
+        tile = tiles[numbers[i]]
+        parent, parent_padded = _around(coarser, coarse, tile), coarse.parent_padded
+        for level in range(1, finest[i] - 1, -1):
+            plan = coarse if level else fine
+            part = firsts[level] + numbers[i]
+            words = to_words(code[begins[part] : begins[part + 1]])
+            start_decoding(state, words)
+            padded = plan.padded
+            fields = np.zeros((BANDS, padded[0], padded[1], padded[2]), np.uint16)
+            if not code_level(
+                state, words, False, tables, values, plan, shifts[level], n_bands[level], tile,
+                parent, parent_padded, fields, symbols,
+            ):  # fmt: skip
+                return False
+            if n_bands[level] == len(plan.masks) and has_words_left(state, words):
+                return False
+            parent, parent_padded = fields.reshape(BANDS, -1), padded
+    return True
+
+
+@njit(**_COMPILE)
+def encode_tile(tile, tables, values, fine, coarse, shifts, coarser, symbols):  # type: ignore[no-untyped-def]
+    """Code what `decode_tiles` decodes of one tile: the finest level, the next one."""
+    state = np.empty(3, np.uint64)
+    parent, parent_padded = _around(coarser, coarse, tile), coarse.parent_padded
+    found = to_bytes(np.empty(0, np.uint32))
+    for level in range(1, -1, -1):
+        plan = coarse if level else fine
+        padded = plan.padded
+        words = room_for(BANDS * plan.edges[0] * plan.edges[1] * plan.edges[2])
+        fields = np.zeros((BANDS, padded[0], padded[1], padded[2]), np.uint16)
+        start_encoding(state)
+        code_level(
+            state, words, True, tables, values, plan, shifts[level], len(plan.masks), tile, parent,
+            parent_padded, fields, symbols,
+        )  # fmt: skip
+        before, found = found, to_bytes(words[: finish_encoding(state, words)])
+        parent, parent_padded = fields.reshape(BANDS, -1), padded
+    return found, before
