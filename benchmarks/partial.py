@@ -29,20 +29,26 @@ from tinc_codec.params import EncodingParams
 
 MODELS = ("tree", "features", "lattice")
 LEVELS = (1, 2, 3)
+_BOX = 32
 
 
-def parts(shape: tuple[int, ...]) -> dict[str, tuple[slice, ...]]:
-    """Name the parts to read of a chunk of three axes, around its centre."""
-    middle = [n // 2 for n in shape]
+Part = tuple[slice, ...]
+
+
+def parts(shape: tuple[int, ...], count: int) -> dict[str, list[Part]]:
+    """Name the parts to read of a chunk of three axes: of each kind so many, anywhere in it."""
+    generator = np.random.default_rng(0)
     whole = [slice(0, n) for n in shape]
-    voxel = [slice(m, m + 1) for m in middle]
-    named = {"voxel": tuple(voxel)}
-    for axis, name in enumerate("zyx"):
-        named[f"plane {name}"] = tuple(voxel[a] if a == axis else whole[a] for a in range(3))
-    reach = 16
-    named["box"] = tuple(
-        slice(max(0, m - reach), min(n, m + reach)) for m, n in zip(middle, shape, strict=True)
-    )
+    named: dict[str, list[Part]] = {}
+    for _ in range(count):
+        place = [int(generator.integers(n)) for n in shape]
+        voxel = [slice(m, m + 1) for m in place]
+        named.setdefault("voxel", []).append(tuple(voxel))
+        for axis, name in enumerate("zyx"):
+            plane = tuple(voxel[a] if a == axis else whole[a] for a in range(3))
+            named.setdefault(f"plane {name}", []).append(plane)
+        starts = [int(generator.integers(max(1, n - _BOX + 1))) for n in shape]
+        named.setdefault("box", []).append(tuple(slice(m, m + _BOX) for m in starts))
     return named
 
 
@@ -60,11 +66,11 @@ def median_ms(
 
 
 def in_turns_ms(
-    read_all: Callable[[], Any], read: Callable[[], Any], repeats: int
+    read_all: Callable[[], Any], reads: list[Callable[[], Any]]
 ) -> tuple[float, float, float]:
-    """Time all of a chunk, the first request for a part and the next one, in turns."""
+    """Time all of a chunk, the first request for a part and the same again, for each in turn."""
     times = []
-    for _ in range(repeats + 1):
+    for read in [reads[0], *reads]:
         CACHE.clear()
         whole = seconds_of(read_all)
         CACHE.clear()
@@ -96,20 +102,26 @@ def measure(volume: np.ndarray, params: EncodingParams, repeats: int) -> list[di
         key = path.joinpath("c", *"0" * volume.ndim)
         key.parent.mkdir(parents=True)
         key.write_bytes(stream)
-        doors: dict[str, tuple[Callable[[], Any], Callable[[tuple[slice, ...]], Any]]] = {
+        doors: dict[str, tuple[Callable[[], Any], Callable[[Part], Any]]] = {
             "codec": (lambda: decode_chunk(stream), lambda part: decode_region(stream, part)),
             "zarr": (lambda: array[...], lambda part: array[part]),
         }
         for door, (read_all, read) in doors.items():
-            asked = {name: partial(read, part) for name, part in parts(volume.shape).items()}
+            asked: dict[str, list[Callable[[], Any]]] = {
+                name: [partial(read, part) for part in found]
+                for name, found in parts(volume.shape, repeats).items()
+            }
             if door == "codec":
-                asked |= {f"level {k}": partial(decode_level, stream, k) for k in LEVELS}
-            for name, call in asked.items():
-                whole_ms, first, again = in_turns_ms(read_all, call, repeats)
+                asked |= {
+                    f"level {k}": [partial(decode_level, stream, k)] * repeats for k in LEVELS
+                }
+            for name, calls in asked.items():
+                whole_ms, first, again = in_turns_ms(read_all, calls)
                 rows.append(
                     {
                         "model": params.model,
                         "effort": params.effort,
+                        "tile": params.tile,
                         "door": door,
                         "part": name,
                         "size_bytes": len(stream),
@@ -131,15 +143,18 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--ratio", type=float, default=64)
     parser.add_argument("--effort", type=int, nargs="+", default=[0, 4])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--tile", nargs="+", default=["auto", "32"], help="of features")
+    parser.add_argument("--repeats", type=int, default=21)
     options = parser.parse_args()
     volume = volumes.load(options.volume, options.crop, options.data)
     rows = []
+    tiles = [tile if tile == "auto" else int(tile) for tile in options.tile]
     for model, effort in itertools.product(MODELS, options.effort):
-        params = EncodingParams(ratio=options.ratio, effort=effort, model=model)
-        for row in measure(volume, params, options.repeats):
-            print(row)
-            rows.append({"volume": options.volume, "shape": volume.shape, **row})
+        for tile in tiles if model == "features" else ["auto"]:
+            params = EncodingParams(ratio=options.ratio, effort=effort, model=model, tile=tile)
+            for row in measure(volume, params, options.repeats):
+                print(row)
+                rows.append({"volume": options.volume, "shape": volume.shape, **row})
     path = records.save("partial", rows, threads=config.resolve_threads())
     print(path)
 
