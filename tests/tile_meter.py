@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tinc_codec.entropy import tiles as tiles_module
-from tinc_codec.entropy.tile_plan import TILED_LEVELS, Plan
+from tinc_codec.entropy.range_symbols import DIRECTION, ENCODING
+from tinc_codec.entropy.tile_plan import Plan
+from tinc_codec.entropy.tiles import TiledBands
 
 
 @dataclass
@@ -40,34 +42,22 @@ def _size(plan: Plan, n_bands: int, place: np.ndarray) -> int:
 def count_tiles(monkeypatch: pytest.MonkeyPatch) -> TileCounts:
     """Count what is decoded from now on."""
     counts = TileCounts()
-    corner, level, tiles = (
-        tiles_module.code_corner,
-        tiles_module.code_level,
-        tiles_module.decode_tiles,
-    )
+    corner, level, tiles = tiles_module.code_corner, tiles_module.code_level, TiledBands.tiles
 
-    def count_corner(state, words, is_encoder, tables, values, context, rest):
-        counts.symbols += 0 if is_encoder else math.prod(rest.shape)
-        return corner(state, words, is_encoder, tables, values, context, rest)
+    def count_corner(state, words, tables, values, context, rest):
+        counts.symbols += 0 if state[DIRECTION] == ENCODING else math.prod(rest.shape)
+        return corner(state, words, tables, values, context, rest)
 
-    def count_level(state, words, is_encoder, tables, values, plan, shifts, n_bands, place, *rest):
-        counts.symbols += 0 if is_encoder else _size(plan, n_bands, place)
-        return level(state, words, is_encoder, tables, values, plan, shifts, n_bands, place, *rest)
+    def count_level(state, words, tables, values, plan, shifts, n_bands, place, *rest):
+        counts.symbols += 0 if state[DIRECTION] == ENCODING else _size(plan, n_bands, place)
+        return level(state, words, tables, values, plan, shifts, n_bands, place, *rest)
 
-    def count_some(
-        code, begins, firsts, numbers, places, finest, n_bands, tables, values, fine, coarse, *rest
-    ):  # fmt: skip
-        for number, least in zip(numbers, finest, strict=True):
-            counts.finest += int(least == 0)
-            counts.next += int(least == 1)
-            for at, plan in enumerate((fine, coarse)[:TILED_LEVELS]):
-                counts.symbols += _size(plan, n_bands[at], places[number]) if at >= least else 0
-        return tiles(
-            code, begins, firsts, numbers, places, finest, n_bands, tables, values, fine, coarse,
-            *rest,
-        )  # fmt: skip
+    def count_some(self, volume, numbers, finest, *rest, **options):
+        counts.finest += int((finest == 0).sum())
+        counts.next += int((finest == 1).sum())
+        return tiles(self, volume, numbers, finest, *rest, **options)
 
     monkeypatch.setattr(tiles_module, "code_corner", count_corner)
     monkeypatch.setattr(tiles_module, "code_level", count_level)
-    monkeypatch.setattr(tiles_module, "decode_tiles", count_some)
+    monkeypatch.setattr(TiledBands, "tiles", count_some)
     return counts

@@ -19,9 +19,10 @@ from tinc_codec.entropy.feature_tables import load_tables
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
-OFFSET, RANGE, POSITION = range(3)
+OFFSET, RANGE, POSITION, DIRECTION = range(4)
 """Of a coder's state, uint64: the offset into the range when decoding, the lower end of the range
-when encoding; how large the range is; the next word."""
+when encoding; how large the range is; the next word; whether it encodes."""
+ENCODING = 1
 _TOTAL_BITS = 24
 _GUIDE_BITS = 8
 _FULL = np.uint64(2**64 - 1)
@@ -71,12 +72,18 @@ def flag_tables() -> SymbolTables:
     return _tables(np.stack([1 - present, present], axis=1))
 
 
+def new_state() -> np.ndarray:
+    """Make room for a coder's state, which `start_decoding` or `start_encoding` fills."""
+    return np.empty(DIRECTION + 1, np.uint64)
+
+
 @njit(**_COMPILE)
 def start_decoding(state, words):  # type: ignore[no-untyped-def]
     """Take the first two words; uint32, those past the end are 0."""
     state[OFFSET] = _word(words, 0) << _WORD_BITS | _word(words, 1)
     state[RANGE] = _FULL
     state[POSITION] = 2
+    state[DIRECTION] = 0
 
 
 @njit(**_COMPILE)
@@ -156,6 +163,7 @@ def decode_bits(state, words, n):  # type: ignore[no-untyped-def]
 def start_encoding(state):  # type: ignore[no-untyped-def]
     """Begin a code."""
     state[OFFSET], state[RANGE], state[POSITION] = 0, _FULL, 0
+    state[DIRECTION] = ENCODING
 
 
 @njit(**_COMPILE)

@@ -26,14 +26,12 @@ from tinc_codec.entropy.outer_sums import (
 )
 from tinc_codec.entropy.pyramid import BANDS, BLOCK_EDGE
 from tinc_codec.entropy.range_symbols import (
+    DIRECTION,
+    ENCODING,
     decode_bits,
     decode_places,
     encode_bits,
     encode_places,
-    finish_encoding,
-    has_words_left,
-    start_decoding,
-    start_encoding,
 )
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -87,7 +85,7 @@ def _mirror(field, shape, parity, sides):  # type: ignore[no-untyped-def]
 
 @njit(**_COMPILE)
 def _code_phases(  # type: ignore[no-untyped-def]
-    state, words, is_encoder, tables, values, fields, padded, band, coarse, coarse_padded, shifts,
+    state, words, tables, values, fields, padded, band, coarse, coarse_padded, shifts,
     stencils, blocks, shape, shift, sides, room
 ):  # fmt: skip
     """Code what a band holds in some blocks, or the flags of its blocks, phase by phase.
@@ -117,6 +115,7 @@ def _code_phases(  # type: ignore[no-untyped-def]
         stencils.coarse[band], stencils.others[band, :n_others],
         stencils.other_weights[band, :n_others], blocks, shape, outer,
     )  # fmt: skip
+    is_encoder = state[DIRECTION] == ENCODING
     field = fields[band]
     extended = field.reshape(padded)
     places, contexts = room
@@ -137,8 +136,9 @@ def _code_phases(  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
-def _code_rests(state, words, is_encoder, field, begin, shape, symbols):  # type: ignore[no-untyped-def]
+def _code_rests(state, words, field, begin, shape, symbols):  # type: ignore[no-untyped-def]
     """Code signs and remainders of a band of a tile, which lies at `begin` in its volume."""
+    is_encoder = state[DIRECTION] == ENCODING
     found = np.empty(shape[2] + 1, np.int64)
     for z in range(shape[0]):
         for y in range(shape[1]):
@@ -163,7 +163,7 @@ def _code_rests(state, words, is_encoder, field, begin, shape, symbols):  # type
 
 @njit(**_COMPILE)
 def code_level(  # type: ignore[no-untyped-def]
-    state, words, is_encoder, tables, values, plan, shifts, n_bands, tile, parent, parent_padded,
+    state, words, tables, values, plan, shifts, n_bands, tile, parent, parent_padded,
     fields, symbols
 ):  # fmt: skip
     """Code one level of one tile.
@@ -189,6 +189,7 @@ def code_level(  # type: ignore[no-untyped-def]
     symbols : ndarray of int32
         Of the volume.
     """
+    is_encoder = state[DIRECTION] == ENCODING
     n_parent, n_blocks = parent.shape[1], plan.padded_blocks
     total = np.empty(n_parent, np.uint16)
     total_of_bands(parent, total)
@@ -210,6 +211,8 @@ def code_level(  # type: ignore[no-untyped-def]
     room_size = len(every) * (BLOCK_EDGE // 2) ** 3
     room = np.empty(room_size, np.int32), np.empty(room_size, np.uint8)
     blocks = np.empty((len(every), 3), np.int32)
+    # Not a literal, for which all would be compiled once more.
+    no_shift = np.int64(0)
     sides = np.empty((3, 2), np.bool_)
     for axis in range(3):
         sides[axis, 0] = tile[axis] > 0
@@ -240,21 +243,21 @@ def code_level(  # type: ignore[no-untyped-def]
         )
         n = _list_blocks(of_blocks, every)
         if not _code_phases(
-            state, words, is_encoder, tables[1], values[1], flat_cells, plan.padded_blocks, band,
+            state, words, tables[1], values[1], flat_cells, plan.padded_blocks, band,
             (flat_parent_cells, total_cells), plan.padded_blocks, _NO_SHIFTS, plan.flags,
-            every[:n], in_blocks, 0, sides, room,
+            every[:n], in_blocks, no_shift, sides, room,
         ):  # fmt: skip
             return False
         n = present_blocks(
             cells[band, : in_blocks[0] + 2, : in_blocks[1] + 2, : in_blocks[2] + 2], blocks
         )
         if n and not _code_phases(
-            state, words, is_encoder, tables[0], values[0], flat, plan.padded, band,
+            state, words, tables[0], values[0], flat, plan.padded, band,
             (parent, total), parent_padded, plan.shifts, plan.coefficients, blocks[:n], shape,
             shifts[index], sides, room,
         ):  # fmt: skip
             return False
-        if not _code_rests(state, words, is_encoder, fields[band], begin, shape, symbols):
+        if not _code_rests(state, words, fields[band], begin, shape, symbols):
             return False
         block_sums(fields[band], blocks[:n], _EDGES, cells[band])
     return True
@@ -273,27 +276,9 @@ def _list_blocks(shape, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
-def _around(coarser, plan, tile):  # type: ignore[no-untyped-def]
-    """Cut what is around a tile from the coarser level's fields, uint16 (BANDS, *padded)."""
-    padded = plan.parent_padded
-    out = np.zeros((BANDS, padded[0], padded[1], padded[2]), np.uint16)
-    z0 = (tile[0] * plan.edges[0]) >> plan.shifts[0]
-    y0 = (tile[1] * plan.edges[1]) >> plan.shifts[1]
-    x0 = (tile[2] * plan.edges[2]) >> plan.shifts[2]
-    n_z = min(padded[0], coarser.shape[1] - z0)
-    n_y = min(padded[1], coarser.shape[2] - y0)
-    n_x = min(padded[2], coarser.shape[3] - x0)
-    for band in range(BANDS):
-        for z in range(n_z):
-            for y in range(n_y):
-                for x in range(n_x):
-                    out[band, z, y, x] = coarser[band, z0 + z, y0 + y, x0 + x]
-    return out.reshape(BANDS, -1)
-
-
-@njit(**_COMPILE)
-def code_corner(state, words, is_encoder, tables, values, context, corner):  # type: ignore[no-untyped-def]
+def code_corner(state, words, tables, values, context, corner):  # type: ignore[no-untyped-def]
     """Code a low-pass corner, int32 [z, y, x], its centre subtracted; all in one context."""
+    is_encoder = state[DIRECTION] == ENCODING
     depth, height, width = corner.shape
     field = np.zeros((depth + 2, height + 2, width + 2), np.uint16)
     if is_encoder:
@@ -311,7 +296,7 @@ def code_corner(state, words, is_encoder, tables, values, context, corner):  # t
         encode_places(state, words, tables[0], places, contexts, values[0], field.reshape(-1))
     elif not decode_places(state, words, tables[0], places, contexts, values[0], field.reshape(-1)):
         return False
-    return _code_rests(state, words, is_encoder, field, (0, 0, 0), corner.shape, corner)
+    return _code_rests(state, words, field, (0, 0, 0), corner.shape, corner)
 
 
 @njit(**_COMPILE)
@@ -339,84 +324,3 @@ def to_bytes(words):  # type: ignore[no-untyped-def]
 def room_for(n_symbols):  # type: ignore[no-untyped-def]
     """Make room for the words of so many symbols."""
     return np.empty(_WORDS_PER_SYMBOL * n_symbols + _SLACK, np.uint32)
-
-
-@njit(**_COMPILE)
-def decode_tiles(  # type: ignore[no-untyped-def]
-    code, begins, firsts, numbers, tiles, finest, n_bands, tables, values, fine, coarse, shifts,
-    coarser, symbols
-):  # fmt: skip
-    """Decode some tiles of a volume.
-
-    Parameters
-    ----------
-    code : ndarray of uint8
-        All parts of a section.
-    begins : ndarray of int64
-        Where in it each part begins, and where the last one ends.
-    firsts : ndarray of int64
-        Per tiled level, finest first, which part is the volume's first tile.
-    numbers : ndarray of int64
-        Which tiles.
-    tiles : ndarray of int64
-        `Tiling.places`.
-    finest : ndarray of int64
-        For each of `numbers`: 0 where the finest level is wanted, else 1.
-    n_bands : ndarray of int64
-        Per tiled level, how many of its bands are wanted.
-    tables, values
-        See `code_level`.
-    fine, coarse : Plan
-    shifts : tuple of two ndarrays of int64
-        Per tiled level and band: added to the contexts.
-    coarser : ndarray of uint16
-        Shape (BANDS, *padded): the level that follows.
-    symbols : ndarray of int32
-        Of the volume, 0 where they are wanted: receives them.
-
-    Returns
-    -------
-    bool
-        False where the bytes are no code of anything.
-    """
-    state = np.empty(3, np.uint64)
-    for i in range(len(numbers)):
-        tile = tiles[numbers[i]]
-        parent, parent_padded = _around(coarser, coarse, tile), coarse.parent_padded
-        for level in range(1, finest[i] - 1, -1):
-            plan = coarse if level else fine
-            part = firsts[level] + numbers[i]
-            words = to_words(code[begins[part] : begins[part + 1]])
-            start_decoding(state, words)
-            padded = plan.padded
-            fields = np.zeros((BANDS, padded[0], padded[1], padded[2]), np.uint16)
-            if not code_level(
-                state, words, False, tables, values, plan, shifts[level], n_bands[level], tile,
-                parent, parent_padded, fields, symbols,
-            ):  # fmt: skip
-                return False
-            if n_bands[level] == len(plan.masks) and has_words_left(state, words):
-                return False
-            parent, parent_padded = fields.reshape(BANDS, -1), padded
-    return True
-
-
-@njit(**_COMPILE)
-def encode_tile(tile, tables, values, fine, coarse, shifts, coarser, symbols):  # type: ignore[no-untyped-def]
-    """Code what `decode_tiles` decodes of one tile: the finest level, the next one."""
-    state = np.empty(3, np.uint64)
-    parent, parent_padded = _around(coarser, coarse, tile), coarse.parent_padded
-    found = to_bytes(np.empty(0, np.uint32))
-    for level in range(1, -1, -1):
-        plan = coarse if level else fine
-        padded = plan.padded
-        words = room_for(BANDS * plan.edges[0] * plan.edges[1] * plan.edges[2])
-        fields = np.zeros((BANDS, padded[0], padded[1], padded[2]), np.uint16)
-        start_encoding(state)
-        code_level(
-            state, words, True, tables, values, plan, shifts[level], len(plan.masks), tile, parent,
-            parent_padded, fields, symbols,
-        )  # fmt: skip
-        before, found = found, to_bytes(words[: finish_encoding(state, words)])
-        parent, parent_padded = fields.reshape(BANDS, -1), padded
-    return found, before

@@ -9,6 +9,7 @@ References
 `docs/format.md` §10.9
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,22 +19,21 @@ import numpy as np
 
 from tinc_codec.entropy.bands import LowPass
 from tinc_codec.entropy.buckets import REPRESENTED, REPRESENTED_BUCKET
-from tinc_codec.entropy.pyramid import BANDS, Level, Shape, low_pass_slices
+from tinc_codec.entropy.pyramid import BANDS, BLOCK_EDGE, Level, Shape, low_pass_slices
 from tinc_codec.entropy.range_symbols import (
     SymbolTables,
     bucket_tables,
     finish_encoding,
     flag_tables,
     has_words_left,
+    new_state,
     start_decoding,
     start_encoding,
 )
-from tinc_codec.entropy.tile_plan import TILED_LEVELS, Tiling, tiling_of
+from tinc_codec.entropy.tile_plan import TILED_LEVELS, Plan, Tiling, tiling_of
 from tinc_codec.entropy.tile_walk import (
     code_corner,
     code_level,
-    decode_tiles,
-    encode_tile,
     room_for,
     to_bytes,
     to_words,
@@ -46,39 +46,53 @@ _BUCKETS = REPRESENTED_BUCKET.astype(np.uint16)
 """Bucket by what stands for it, of the type of its inverse: both compile to one function."""
 _FLAGS = np.arange(2, dtype=np.uint16)
 """Flags stand for themselves."""
-_STATE_WORDS = 3
+_ORIGIN = np.zeros(3, np.int64)
 
 
 def _tables() -> tuple[SymbolTables, SymbolTables]:
     return bucket_tables(), flag_tables()
 
 
-def _added(row: Sequence[int]) -> np.ndarray:
-    return np.array(row, dtype=np.int64)
-
-
-class _CoarseCoder:
-    """Codes the first part of a volume: its corner and the levels that are not cut.
+class _Coder:
+    """A range coder in one direction, and what the walks take besides.
 
     Parameters
     ----------
-    tiling : Tiling
-    state, words : ndarray
-        Of the range coder.
+    words : ndarray of uint32
+        What is decoded, or room for what is coded.
     is_encoder : bool
     """
 
-    def __init__(
-        self, tiling: Tiling, state: np.ndarray, words: np.ndarray, *, is_encoder: bool
-    ) -> None:
+    def __init__(self, words: np.ndarray, *, is_encoder: bool) -> None:
+        self.words = words
+        self._state = new_state()
+        self._is_encoder = is_encoder
+        if is_encoder:
+            start_encoding(self._state)
+        else:
+            start_decoding(self._state, words)
         values = (_BUCKETS if is_encoder else REPRESENTED, _FLAGS)
-        self._tiling = tiling
-        self._coder = state, words, is_encoder, _tables(), values
+        self._arguments = self._state, words, _tables(), values
 
-    def code(
-        self, symbols: np.ndarray, low_pass: LowPass, shifts: Shifts, finest: int, most_high: int
+    def finish(self) -> bytes:
+        """Return what was coded."""
+        return to_bytes(self.words[: finish_encoding(self._state, self.words)]).tobytes()
+
+    def check_end(self) -> None:
+        """Refuse words that told nothing, now that all is decoded."""
+        if has_words_left(self._state, self.words):
+            raise CorruptStreamError("features: words follow the last symbol")
+
+    def coarse(
+        self,
+        tiling: Tiling,
+        symbols: np.ndarray,
+        low_pass: LowPass,
+        shifts: Shifts,
+        finest: int = TILED_LEVELS,
+        most_high: int = 3,
     ) -> tuple[np.ndarray, bool]:
-        """Code corner and levels.
+        """Code a volume's first part: its corner and the levels that are not cut.
 
         Returns
         -------
@@ -91,28 +105,73 @@ class _CoarseCoder:
         ------
         CorruptStreamError
         """
-        levels, plans = self._tiling.levels, self._tiling.plans
+        levels, plans = tiling.levels, tiling.plans
         corner = symbols[low_pass_slices(levels, symbols.shape)]
-        rest = np.ascontiguousarray(corner - np.int32(low_pass.centre))
-        if not self._coder[2]:
-            rest[...] = 0
-        _check(code_corner(*self._coder, low_pass.context, rest))
+        rest = np.zeros(corner.shape, np.int32)
+        if self._is_encoder:
+            np.subtract(corner, np.int32(low_pass.centre), out=rest)
+        _check(code_corner(*self._arguments, low_pass.context, rest))
         np.add(rest, np.int32(low_pass.centre), out=corner)
-        padded = plans[-1].padded
-        fields, is_whole = np.zeros((BANDS, *padded), np.uint16), True
+        fields, is_whole = np.zeros((BANDS, *plans[-1].padded), np.uint16), True
         for level, plan in reversed(list(zip(levels, plans, strict=True))[finest:]):
-            parent, parent_padded = fields.reshape(BANDS, -1), padded
             n_bands = _count_bands(level, most_high if level.number == finest else 3)
             is_whole = n_bands == len(level.masks)
-            padded = plan.padded
-            fields = np.zeros((BANDS, *padded), np.uint16)
-            _check(
-                code_level(
-                    *self._coder, plan, _added(shifts[level.number]), n_bands,
-                    np.zeros(3, np.int64), parent, parent_padded, fields, symbols,
-                )
-            )  # fmt: skip
+            fields = self.level(plan, shifts[level.number], n_bands, _ORIGIN, fields, symbols)
         return fields, is_whole
+
+    def level(
+        self,
+        plan: Plan,
+        shifts: Sequence[int],
+        n_bands: int,
+        place: np.ndarray,
+        parent: np.ndarray,
+        symbols: np.ndarray,
+    ) -> np.ndarray:
+        """Code what a tile holds of a level.
+
+        Parameters
+        ----------
+        plan : Plan
+        shifts : sequence of int
+            Per band: added to its contexts.
+        n_bands : int
+            Only the first ones.
+        place : ndarray of int64
+            Of the tile in the grid of tiles.
+        parent : ndarray of uint16
+            Shape (BANDS, *padded): what stands for the coarser level's magnitudes.
+        symbols : ndarray of int32
+            Of the volume.
+
+        Returns
+        -------
+        ndarray of uint16
+            Shape (BANDS, *padded): what stands for the magnitudes.
+
+        Raises
+        ------
+        CorruptStreamError
+        """
+        fields = np.zeros((BANDS, *plan.padded), np.uint16)
+        _check(
+            code_level(
+                *self._arguments, plan, np.array(shifts, dtype=np.int64), n_bands, place,
+                parent.reshape(BANDS, -1), parent.shape[1:], fields, symbols,
+            )
+        )  # fmt: skip
+        return fields
+
+
+def _around(coarser: np.ndarray, plan: Plan, place: np.ndarray) -> np.ndarray:
+    """Cut what is around a tile from the coarser level's fields, uint16 (BANDS, *padded)."""
+    out = np.zeros((BANDS, *plan.parent_padded), np.uint16)
+    starts = (
+        int(at) * edge >> s for at, edge, s in zip(place, plan.edges, plan.shifts, strict=True)
+    )
+    part = coarser[:, *(slice(a, a + n) for a, n in zip(starts, plan.parent_padded, strict=True))]
+    out[:, *(slice(0, n) for n in part.shape[1:])] = part
+    return out
 
 
 def _count_bands(level: Level, most_high: int) -> int:
@@ -154,26 +213,20 @@ def encode_tiled(
         levels that are; and likewise the finest one.
     """
     tiling = tiling_of(levels, edge)
-    fine, coarse = tiling.plans[:TILED_LEVELS]
-    added = _added(shifts[0]), _added(shifts[1])
-    firsts: list[bytes] = []
-    tiles: list[tuple[np.ndarray, np.ndarray]] = []
+    parts: list[list[bytes]] = [[] for _ in range(TILED_LEVELS + 1)]
     for volume, low_pass in zip(np.ascontiguousarray(symbols), low_passes, strict=True):
-        coarse_size = np.prod([n + 4 for n in levels[TILED_LEVELS - 1].low])
-        state, words = np.empty(_STATE_WORDS, np.uint64), room_for(2 * int(coarse_size))
-        start_encoding(state)
-        coder = _CoarseCoder(tiling, state, words, is_encoder=True)
-        coarser, _ = coder.code(volume, low_pass, shifts, TILED_LEVELS, 3)
-        firsts.append(to_bytes(words[: finish_encoding(state, words)]).tobytes())
-        tiles += [
-            encode_tile(place, _tables(), (_BUCKETS, _FLAGS), fine, coarse, added, coarser, volume)
-            for place in tiling.places
-        ]
-    return [
-        *firsts,
-        *(part.tobytes() for _, part in tiles),
-        *(part.tobytes() for part, _ in tiles),
-    ]
+        sizes = [n + BLOCK_EDGE for n in levels[TILED_LEVELS - 1].low]
+        coder = _Coder(room_for(2 * math.prod(sizes)), is_encoder=True)
+        coarser, _ = coder.coarse(tiling, volume, low_pass, shifts)
+        parts[TILED_LEVELS].append(coder.finish())
+        for place in tiling.places:
+            fields = _around(coarser, tiling.plans[TILED_LEVELS - 1], place)
+            for level in reversed(range(TILED_LEVELS)):
+                plan = tiling.plans[level]
+                coder = _Coder(room_for(BANDS * math.prod(plan.edges)), is_encoder=True)
+                fields = coder.level(plan, shifts[level], len(plan.masks), place, fields, volume)
+                parts[level].append(coder.finish())
+    return [part for level in reversed(parts) for part in level]
 
 
 def count_parts(levels: tuple[Level, ...], volumes: int, edge: int) -> int:
@@ -248,15 +301,18 @@ class TiledBands:
         ------
         CorruptStreamError
         """
-        state = np.empty(_STATE_WORDS, np.uint64)
-        words = to_words(self.code[self._ends[volume] : self._ends[volume + 1]])
-        start_decoding(state, words)
-        coder = _CoarseCoder(self.tiling, state, words, is_encoder=False)
+        coder = _Coder(self._words(volume), is_encoder=False)
         low_pass = self.low_passes[volume]
-        coarser, is_whole = coder.code(symbols, low_pass, self.shifts, finest, most_high)
-        if is_whole and finest <= TILED_LEVELS and has_words_left(state, words):
-            raise CorruptStreamError("features: words follow the last symbol")
+        coarser, is_whole = coder.coarse(
+            self.tiling, symbols, low_pass, self.shifts, finest, most_high
+        )
+        if is_whole and finest <= TILED_LEVELS:
+            coder.check_end()
         return coarser
+
+    def _words(self, part: int) -> np.ndarray:
+        words: np.ndarray = to_words(self.code[self._ends[part] : self._ends[part + 1]])
+        return words
 
     def tiles(
         self,
@@ -291,34 +347,33 @@ class TiledBands:
         ------
         CorruptStreamError
         """
-        fine, coarse = self.tiling.plans[:TILED_LEVELS]
-        n_bands = np.array([len(fine.masks), len(coarse.masks)])
+        plans = self.tiling.plans
+        n_bands = [len(plan.masks) for plan in plans[:TILED_LEVELS]]
         if len(finest):
             least = int(finest.min())
             n_bands[least] = _count_bands(self.levels[least], most_high)
         volumes, n_tiles = len(self.low_passes), len(self.tiling)
-        first = volumes + volume * n_tiles
-        firsts = np.array([first + volumes * n_tiles, first])
-        added = _added(self.shifts[0]), _added(self.shifts[1])
 
-        def work(share: slice) -> bool:
-            # Contiguous: another layout would be compiled anew.
-            chosen, least = np.ascontiguousarray([numbers[share], finest[share]])
-            return bool(
-                decode_tiles(
-                    self.code, self._ends, firsts, chosen, self.tiling.places, least, n_bands,
-                    _tables(), (REPRESENTED, _FLAGS), fine, coarse, added, coarser, symbols,
+        def work(number: int, finest: int) -> None:
+            place = self.tiling.places[number]
+            fields = _around(coarser, plans[TILED_LEVELS - 1], place)
+            for level in reversed(range(finest, TILED_LEVELS)):
+                before = volumes * (1 + n_tiles * (TILED_LEVELS - 1 - level))
+                part = before + volume * n_tiles + number
+                coder = _Coder(self._words(part), is_encoder=False)
+                fields = coder.level(
+                    plans[level], self.shifts[level], n_bands[level], place, fields, symbols
                 )
-            )  # fmt: skip
+                if n_bands[level] == len(plans[level].masks):
+                    coder.check_end()
 
-        # Every n-th tile: those that hold more lie together.
-        workers = max(1, min(threads, len(numbers)))
-        shares = [slice(number, None, workers) for number in range(workers)]
-        if workers == 1:
-            _check(work(shares[0]))
+        workers = min(threads, len(numbers))
+        if workers <= 1:
+            for pair in zip(numbers.tolist(), finest.tolist(), strict=True):
+                work(*pair)
             return
         with ThreadPoolExecutor(workers) as pool:
-            _check(all(pool.map(work, shares)))
+            list(pool.map(work, numbers.tolist(), finest.tolist()))
 
 
 def decode_tiled(
