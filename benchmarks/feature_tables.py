@@ -30,7 +30,8 @@ from tinc_codec.entropy.contexts import context_of
 from tinc_codec.entropy.phases import LevelState
 from tinc_codec.entropy.pyramid import BANDS, Level, inside
 from tinc_codec.entropy.stencils import lay_out
-from tinc_codec.fit.features import FeatureFit, FeatureTarget, demands_of, fit_to_size
+from tinc_codec.fit.feature_search import fit_to_size
+from tinc_codec.fit.features import FeatureFit, FeatureTarget, demands_of
 from tinc_codec.model.features import feature_levels, read_features
 
 CASES = ((6, (2, 1, 0)), (20, (1, 0, 2)), (64, (0, 1, 2)), (64, (2, 0, 1)),

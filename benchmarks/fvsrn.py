@@ -24,7 +24,8 @@ from rich.console import Console
 from benchmarks import records, volumes
 from benchmarks.sparsify import Problem
 from tinc_codec.fit.descent import DescentFit
-from tinc_codec.fit.features import FeatureFit, FeatureTarget, fit_to_size
+from tinc_codec.fit.feature_search import fit_to_size
+from tinc_codec.fit.features import FeatureFit, FeatureTarget
 from tinc_codec.fit.sparsify import TrainedFit
 from tinc_codec.model import torch_wavelet
 from tinc_codec.model.features import feature_levels, feature_step

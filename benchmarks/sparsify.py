@@ -30,14 +30,8 @@ from rich.console import Console
 
 from benchmarks import records, volumes
 from tinc_codec.fit.descent import descend_to_size
-from tinc_codec.fit.features import (
-    LMBDA,
-    FeatureCode,
-    FeatureFit,
-    FeatureTarget,
-    demands_of,
-    fit_to_size,
-)
+from tinc_codec.fit.feature_search import FeatureCode, fit_to_size
+from tinc_codec.fit.features import LMBDA, FeatureFit, FeatureTarget, demands_of
 from tinc_codec.fit.sparsify import METHODS, SparsifyPlan, TrainedFit, train_coefficients
 from tinc_codec.volume.chunk import analyse, normalise
 

@@ -9,18 +9,10 @@ from tests import faces
 from tests.strategies import seeds
 from tinc_codec.fit.adjoint import adjoint
 from tinc_codec.fit.descent import DescentFit, descend_to_size, missing_of, squared_norms
-from tinc_codec.fit.features import (
-    ABOVE,
-    BELOW,
-    EXACT,
-    FREE,
-    FeatureFit,
-    FeatureTarget,
-    demands_of,
-    fit_to_quality,
-    fit_to_size,
-)
-from tinc_codec.model.features import coefficients_of, read_features
+from tinc_codec.fit.feature_search import fit_to_quality, fit_to_size
+from tinc_codec.fit.features import ABOVE, BELOW, EXACT, FREE, FeatureFit, FeatureTarget, demands_of
+from tinc_codec.model.coefficients import coefficients_of
+from tinc_codec.model.features import read_features
 from tinc_codec.model.wavelet import inverse
 
 GRID = (36, 33, 40)

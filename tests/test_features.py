@@ -50,11 +50,11 @@ from tinc_codec.entropy.pyramid import (
 from tinc_codec.errors import CorruptStreamError, FormatError, TruncatedStreamError
 from tinc_codec.fit.rdo import choose_symbols
 from tinc_codec.model import torch_wavelet, wavelet
+from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.features import (
     MAX_SHIFT,
     MAX_STEP_CODE,
     Features,
-    coefficients_of,
     feature_levels,
     feature_step,
     no_shifts,

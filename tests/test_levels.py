@@ -24,14 +24,9 @@ from tinc_codec.codec import decode_chunk, decode_level, encode_chunk
 from tinc_codec.entropy.bands import choose_low_pass
 from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.model.block_means import coarse_shape, feature_means, tree_means
+from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.evaluate import add_values
-from tinc_codec.model.features import (
-    Features,
-    coefficients_of,
-    feature_levels,
-    no_shifts,
-    write_features,
-)
+from tinc_codec.model.features import Features, feature_levels, no_shifts, write_features
 from tinc_codec.model.levels import level_shape
 from tinc_codec.model.octree_mlp import TreeShape, uniform_widths
 from tinc_codec.model.opened import CACHE

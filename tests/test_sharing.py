@@ -15,14 +15,9 @@ from tinc_codec.fit import plan as plan_module
 from tinc_codec.fit.features import FeatureFit, FeatureTarget
 from tinc_codec.fit.sharing import TREE_EFFORT
 from tinc_codec.model import torch_wavelet
+from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.evaluate import evaluate_torch
-from tinc_codec.model.features import (
-    TOLERANCE,
-    Features,
-    coefficients_of,
-    read_features,
-    step_code,
-)
+from tinc_codec.model.features import TOLERANCE, Features, read_features, step_code
 from tinc_codec.model.render import model_values, read_model
 from tinc_codec.model.wavelet import inverse
 from tinc_codec.params import MAX_EFFORT, EncodingParams

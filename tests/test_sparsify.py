@@ -7,7 +7,8 @@ from tests.test_descent import GRID, squared_error, target_of
 from tinc_codec.codec import decode_chunk, encode_chunk
 from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.errors import ConfigError
-from tinc_codec.fit.features import FREE, FeatureFit, FeatureTarget, fit_to_size
+from tinc_codec.fit.feature_search import fit_to_size
+from tinc_codec.fit.features import FREE, FeatureFit, FeatureTarget
 from tinc_codec.fit.sparsify import (
     METHODS,
     SparsifyPlan,
@@ -16,7 +17,8 @@ from tinc_codec.fit.sparsify import (
     train_coefficients,
 )
 from tinc_codec.metrics import psnr
-from tinc_codec.model.features import coefficients_of, feature_levels, read_features
+from tinc_codec.model.coefficients import coefficients_of
+from tinc_codec.model.features import feature_levels, read_features
 from tinc_codec.model.wavelet import inverse
 from tinc_codec.params import EncodingParams
 

@@ -46,9 +46,9 @@ from tinc_codec.entropy.tile_walk import to_bytes, to_words
 from tinc_codec.entropy.tiles import TiledBands, count_parts, decode_tiled, encode_tiled
 from tinc_codec.errors import TruncatedStreamError
 from tinc_codec.model import wavelet
+from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.feature_voxels import FeatureVoxels
 from tinc_codec.model.features import (
-    coefficients_of,
     decode_features,
     feature_levels,
     no_shifts,

@@ -18,18 +18,11 @@ from numba import njit
 
 from tinc_codec.entropy.pyramid import Level, low_pass_slices
 from tinc_codec.fit.adjoint import adjoint
-from tinc_codec.fit.features import (
-    ABOVE,
-    BELOW,
-    FREE,
-    FeatureCode,
-    FeatureFit,
-    FeatureTarget,
-    fit_to_quality,
-    fit_to_size,
-)
+from tinc_codec.fit.feature_search import FeatureCode, fit_to_quality, fit_to_size
+from tinc_codec.fit.features import ABOVE, BELOW, FREE, FeatureFit, FeatureTarget
 from tinc_codec.fit.through_filter import missing_before
-from tinc_codec.model.features import Features, coefficients_of, feature_levels
+from tinc_codec.model.coefficients import coefficients_of
+from tinc_codec.model.features import Features, feature_levels
 from tinc_codec.model.lifting import inverse_planes
 from tinc_codec.model.postfilter import PostFilter
 from tinc_codec.model.wavelet import level_shapes

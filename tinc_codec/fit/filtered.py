@@ -17,14 +17,8 @@ from tinc_codec.fit.descent import (
     descend_to_quality,
     descend_to_size,
 )
-from tinc_codec.fit.features import (
-    FREE,
-    FeatureCode,
-    FeatureFit,
-    FeatureTarget,
-    fit_to_quality,
-    fit_to_size,
-)
+from tinc_codec.fit.feature_search import FeatureCode, fit_to_quality, fit_to_size
+from tinc_codec.fit.features import FREE, FeatureFit, FeatureTarget
 from tinc_codec.fit.postfilter import (
     LEAST_STEPS,
     FilterPlan,

@@ -9,13 +9,8 @@ import numpy as np
 
 from tinc_codec.bitstream.sections import Section
 from tinc_codec.errors import TargetError
-from tinc_codec.fit.features import (
-    BOUNDED_LMBDA,
-    FeatureFit,
-    FeatureTarget,
-    demands_of,
-    fit_to_bound,
-)
+from tinc_codec.fit.feature_search import fit_to_bound
+from tinc_codec.fit.features import BOUNDED_LMBDA, FeatureFit, FeatureTarget, demands_of
 from tinc_codec.fit.filtered import FilteredFeatures, filtered_to_quality, filtered_to_size
 from tinc_codec.fit.lattice import LatticeFit
 from tinc_codec.fit.trees_alone import encode_trees_alone, fit_trees, tree_values

@@ -17,15 +17,8 @@ import torch
 from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.errors import ConfigError
 from tinc_codec.fit.descent import code_of
-from tinc_codec.fit.features import (
-    ABOVE,
-    BELOW,
-    FREE,
-    FeatureCode,
-    FeatureFit,
-    FeatureTarget,
-    fit_to_size,
-)
+from tinc_codec.fit.feature_search import FeatureCode, fit_to_size
+from tinc_codec.fit.features import ABOVE, BELOW, FREE, FeatureFit, FeatureTarget
 from tinc_codec.model import torch_wavelet
 from tinc_codec.model.features import feature_levels, feature_step
 

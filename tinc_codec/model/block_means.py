@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.evaluate import evaluate_grid
-from tinc_codec.model.features import coefficients_of, decode_features, parse_features
+from tinc_codec.model.features import decode_features, parse_features
 from tinc_codec.model.render import Tree
 from tinc_codec.model.wavelet import Triple, bands, forward, inverse, level_shapes
 

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tinc_codec.entropy.tile_plan import TILED_LEVELS
-from tinc_codec.model.features import (
-    FeatureSection,
-    coefficients_of,
-    decode_features,
-    dequantise_tiles,
-    feature_levels,
-)
+from tinc_codec.model.coefficients import coefficients_of, dequantise_tiles
+from tinc_codec.model.features import FeatureSection, decode_features, feature_levels
 from tinc_codec.model.wavelet_windows import depended_ranges, inverse_region
 from tinc_codec.volume.chunk import Ranges
 

@@ -143,7 +143,7 @@ def model_values(model: ChunkModel, threads: int) -> np.ndarray:
     if model.features is None:
         values = np.zeros(model.info.batched_shape, dtype=np.float32)
     else:
-        from tinc_codec.model.features import coefficients_of
+        from tinc_codec.model.coefficients import coefficients_of
         from tinc_codec.model.wavelet import inverse
 
         values = inverse(coefficients_of(model.features), threads)

@@ -217,7 +217,7 @@ def _evaluate(models: Sequence[ChunkModel], device: str) -> torch.Tensor:
 
 def _coefficients(models: Sequence[ChunkModel], device: str) -> torch.Tensor:
     """Put the features' coefficients, [chunk, B, z, y, x], on the device; symbols are used up."""
-    from tinc_codec.model.features import coefficients_of
+    from tinc_codec.model.coefficients import coefficients_of
 
     out = torch.empty((len(models), *models[0].info.batched_shape), device=device)
     for target, model in zip(out, models, strict=True):
