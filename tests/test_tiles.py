@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from tests.faces import psnr, smooth_volume
 from tests.memory import AllocationMeter
 from tests.strategies import seeds
-from tests.test_features import KINDS, low_passes_of, some_features, some_shifts, some_symbols
+from tests.test_features import (
+    KINDS,
+    flipped,
+    low_passes_of,
+    some_features,
+    some_shifts,
+    some_symbols,
+    with_lengths,
+)
 from tinc_codec import TINC, ConfigError, CorruptStreamError, FormatError
 from tinc_codec.bitstream.header import CRC_BYTES, Header, read_stream, write_stream
 from tinc_codec.bitstream.sections import Section, has_tiles
@@ -629,16 +637,6 @@ def small_parts() -> tuple[bytes, list[bytes]]:
     tail = with_lengths(b"", parts)
     assert body.endswith(tail)
     return body[: -len(tail)], parts
-
-
-def with_lengths(head: bytes, parts: list[bytes]) -> bytes:
-    return head + b"".join(write_varint(len(part)) for part in parts) + b"".join(parts)
-
-
-def flipped(body: bytes, bit: int) -> bytes:
-    damaged = bytearray(body)
-    damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)
 
 
 class TestDamage:

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -52,9 +53,19 @@ def contents(store):
     if isinstance(store, MemoryStore):
         found = {key: value.to_bytes() for key, value in store._store_dict.items()}
     else:
-        files = [path for path in store.root.rglob("*") if path.is_file()]
-        found = {str(path.relative_to(store.root)): path.read_bytes() for path in files}
+        found = {str(p.relative_to(store.root)): p.read_bytes() for p in settled(store.root)}
     return {key: value for key, value in found.items() if not key.endswith("zarr.json")}
+
+
+def settled(root):
+    """List the files once none is half written: zarr raises before it is done with other chunks."""
+    for _ in range(1000):
+        files = [path for path in root.rglob("*") if path.is_file()]
+        half = [path for path in files if path.suffix == ".partial"]
+        if not half:
+            return files
+        time.sleep(0.01)
+    raise AssertionError(f"left over: {half}")
 
 
 def noisy(shape, dtype, seed=0):

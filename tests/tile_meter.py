@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tinc_codec.entropy import tiles as tiles_module
+from tinc_codec.entropy import tile_coder
 from tinc_codec.entropy.range_symbols import DIRECTION, ENCODING
 from tinc_codec.entropy.tile_plan import Plan
 from tinc_codec.entropy.tiles import TiledBands
@@ -42,7 +42,7 @@ def _size(plan: Plan, n_bands: int, place: np.ndarray) -> int:
 def count_tiles(monkeypatch: pytest.MonkeyPatch) -> TileCounts:
     """Count what is decoded from now on."""
     counts = TileCounts()
-    corner, level, tiles = tiles_module.code_corner, tiles_module.code_level, TiledBands.tiles
+    corner, level, tiles = tile_coder.code_corner, tile_coder.code_level, TiledBands.tiles
 
     def count_corner(state, words, tables, values, context, rest):
         counts.symbols += 0 if state[DIRECTION] == ENCODING else math.prod(rest.shape)
@@ -57,7 +57,7 @@ def count_tiles(monkeypatch: pytest.MonkeyPatch) -> TileCounts:
         counts.next += int((finest == 1).sum())
         return tiles(self, volume, numbers, finest, *rest, **options)
 
-    monkeypatch.setattr(tiles_module, "code_corner", count_corner)
-    monkeypatch.setattr(tiles_module, "code_level", count_level)
+    monkeypatch.setattr(tile_coder, "code_corner", count_corner)
+    monkeypatch.setattr(tile_coder, "code_level", count_level)
     monkeypatch.setattr(TiledBands, "tiles", count_some)
     return counts

@@ -26,7 +26,7 @@ _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 _LEAST_EXPONENT = WEIGHT_BITS - 7
 """Sums below 2^-7 share the first context."""
-_PHASE_PARITIES = np.array(PHASE_ORDER, dtype=np.int64)
+PHASE_PARITIES = np.array(PHASE_ORDER, dtype=np.int64)
 
 
 @intrinsic
@@ -144,7 +144,7 @@ def phase_contexts(  # type: ignore[no-untyped-def]
     """
     n = 0
     width, plane = padded[2], padded[1] * padded[2]
-    parity = _PHASE_PARITIES[phase]
+    parity = PHASE_PARITIES[phase]
     for t in range(len(blocks)):
         z, y, x, n_z, n_y, n_x = first_of_phase(blocks, t, parity, shape)
         if n_z < 1 or n_y < 1 or n_x < 1:

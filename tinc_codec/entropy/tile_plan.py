@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinc_codec.entropy.pyramid import BANDS, BLOCK_EDGE, Level, Shape
+from tinc_codec.entropy.pyramid import BANDS, BLOCK_EDGE, Level, Shape, blocks_of
 from tinc_codec.entropy.stencils import Kind, stencil_of
 
 TILED_LEVELS = 2
@@ -92,8 +92,7 @@ def _margined(shape: Shape) -> Shape:
 
 
 def _plan(level: Level, edges: Shape) -> Plan:
-    z, y, x = (-(-edge // BLOCK_EDGE) for edge in edges)
-    padded, padded_blocks = _margined(edges), (z + 2, y + 2, x + 2)
+    padded, padded_blocks = _margined(edges), _margined(blocks_of(edges))
     t_z, t_y, t_x = (-(-n // edge) for n, edge in zip(level.low, edges, strict=True))
     p_z, p_y, p_x = (-(-edge // (1 << s)) for edge, s in zip(edges, level.shifts, strict=True))
     return Plan(

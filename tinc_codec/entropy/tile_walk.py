@@ -15,8 +15,7 @@ from tinc_codec.entropy.buckets import (
     nonzero_places,
     represent_band,
 )
-from tinc_codec.entropy.contexts import phase_contexts
-from tinc_codec.entropy.feature_tables import PHASE_ORDER
+from tinc_codec.entropy.contexts import PHASE_PARITIES, phase_contexts
 from tinc_codec.entropy.outer_sums import (
     block_sums,
     near_sums,
@@ -41,7 +40,6 @@ _NO_SHIFTS = (0, 0, 0)
 _WORDS_PER_SYMBOL = 2
 """At most: 24 bits and 22 more."""
 _SLACK = 64
-_PHASE_PARITIES = np.array(PHASE_ORDER, dtype=np.int64)
 
 
 @njit(**_COMPILE)
@@ -131,7 +129,7 @@ def _code_phases(  # type: ignore[no-untyped-def]
         elif not decode_places(state, words, tables, places[:n], contexts, values, field):
             return False
         if sides.any():
-            _mirror(extended, shape, _PHASE_PARITIES[phase], sides)
+            _mirror(extended, shape, PHASE_PARITIES[phase], sides)
     return True
 
 
@@ -190,77 +188,97 @@ def code_level(  # type: ignore[no-untyped-def]
         Of the volume.
     """
     is_encoder = state[DIRECTION] == ENCODING
-    n_parent, n_blocks = parent.shape[1], plan.padded_blocks
-    total = np.empty(n_parent, np.uint16)
-    total_of_bands(parent, total)
-    b_z, b_y, b_x = n_blocks[0] - 2, n_blocks[1] - 2, n_blocks[2] - 2
-    every = np.empty((b_z * b_y * b_x, 3), np.int32)
-    cells = np.zeros((BANDS, *n_blocks), np.uint16)
-    parent_cells = np.zeros((BANDS, *n_blocks), np.uint16)
-    n_every = _list_blocks((b_z, b_y, b_x), every)
-    around = parent.reshape((BANDS, *parent_padded))
-    edges = (
-        BLOCK_EDGE >> plan.shifts[0], BLOCK_EDGE >> plan.shifts[1], BLOCK_EDGE >> plan.shifts[2],
-    )  # fmt: skip
-    for band in range(BANDS):
-        block_sums(around[band], every[:n_every], edges, parent_cells[band])
-    flat_cells, flat_parent_cells = cells.reshape(BANDS, -1), parent_cells.reshape(BANDS, -1)
-    total_cells = np.empty(flat_cells.shape[1], np.uint16)
-    total_of_bands(flat_parent_cells, total_cells)
-    flat = fields.reshape(BANDS, -1)
+    n_blocks = plan.padded_blocks
+    every = np.empty((n_blocks[0] * n_blocks[1] * n_blocks[2], 3), np.int32)
+    blocks = np.empty_like(every)
     room_size = len(every) * (BLOCK_EDGE // 2) ** 3
     room = np.empty(room_size, np.int32), np.empty(room_size, np.uint8)
-    blocks = np.empty((len(every), 3), np.int32)
+    cells = np.zeros((BANDS, *n_blocks), np.uint16)
+    flat, flat_cells = fields.reshape(BANDS, -1), cells.reshape(BANDS, -1)
+    coarse = parent, _totals(parent)
+    coarse_cells = _coarse_cells(parent.reshape((BANDS, *parent_padded)), plan, every)
+    sides = _sides(plan, tile)
     # Not a literal, for which all would be compiled once more.
     no_shift = np.int64(0)
-    sides = np.empty((3, 2), np.bool_)
-    for axis in range(3):
-        sides[axis, 0] = tile[axis] > 0
-        sides[axis, 1] = tile[axis] + 1 < plan.tiles[axis]
     for index in range(n_bands):
         band = plan.masks[index] - 1
-        o_z, o_y, o_x = tile[0] * plan.edges[0], tile[1] * plan.edges[1], tile[2] * plan.edges[2]
-        shape = (
-            min(plan.edges[0], plan.shapes[index, 0] - o_z),
-            min(plan.edges[1], plan.shapes[index, 1] - o_y),
-            min(plan.edges[2], plan.shapes[index, 2] - o_x),
-        )
+        begin, shape = _box(plan, index, tile)
         if shape[0] < 1 or shape[1] < 1 or shape[2] < 1:
             continue
-        begin = (
-            plan.begins[index, 0] + o_z, plan.begins[index, 1] + o_y, plan.begins[index, 2] + o_x,
-        )  # fmt: skip
         if is_encoder:
             represent_band(symbols, begin, shape, fields[band], cells[band])
-        in_blocks = (
-            (shape[0] + BLOCK_EDGE - 1) // BLOCK_EDGE, (shape[1] + BLOCK_EDGE - 1) // BLOCK_EDGE,
-            (shape[2] + BLOCK_EDGE - 1) // BLOCK_EDGE,
-        )  # fmt: skip
-        of_blocks = (
-            (in_blocks[0] + BLOCK_EDGE - 1) // BLOCK_EDGE,
-            (in_blocks[1] + BLOCK_EDGE - 1) // BLOCK_EDGE,
-            (in_blocks[2] + BLOCK_EDGE - 1) // BLOCK_EDGE,
-        )
-        n = _list_blocks(of_blocks, every)
+        in_blocks = _blocks_of(shape)
+        n = _list_blocks(_blocks_of(in_blocks), every)
         if not _code_phases(
-            state, words, tables[1], values[1], flat_cells, plan.padded_blocks, band,
-            (flat_parent_cells, total_cells), plan.padded_blocks, _NO_SHIFTS, plan.flags,
-            every[:n], in_blocks, no_shift, sides, room,
+            state, words, tables[1], values[1], flat_cells, n_blocks, band, coarse_cells, n_blocks,
+            _NO_SHIFTS, plan.flags, every[:n], in_blocks, no_shift, sides, room,
         ):  # fmt: skip
             return False
         n = present_blocks(
             cells[band, : in_blocks[0] + 2, : in_blocks[1] + 2, : in_blocks[2] + 2], blocks
         )
         if n and not _code_phases(
-            state, words, tables[0], values[0], flat, plan.padded, band,
-            (parent, total), parent_padded, plan.shifts, plan.coefficients, blocks[:n], shape,
-            shifts[index], sides, room,
+            state, words, tables[0], values[0], flat, plan.padded, band, coarse, parent_padded,
+            plan.shifts, plan.coefficients, blocks[:n], shape, shifts[index], sides, room,
         ):  # fmt: skip
             return False
         if not _code_rests(state, words, fields[band], begin, shape, symbols):
             return False
         block_sums(fields[band], blocks[:n], _EDGES, cells[band])
     return True
+
+
+@njit(**_COMPILE)
+def _totals(bands):  # type: ignore[no-untyped-def]
+    out = np.empty(bands.shape[1], np.uint16)
+    total_of_bands(bands, out)
+    return out
+
+
+@njit(**_COMPILE)
+def _coarse_cells(parent, plan, every):  # type: ignore[no-untyped-def]
+    """Sum up the coarser level in the tile's blocks: per band, uint16 (BANDS, place), and all."""
+    n_blocks = plan.padded_blocks
+    cells = np.zeros((BANDS, *n_blocks), np.uint16)
+    n = _list_blocks((n_blocks[0] - 2, n_blocks[1] - 2, n_blocks[2] - 2), every)
+    edges = (
+        BLOCK_EDGE >> plan.shifts[0], BLOCK_EDGE >> plan.shifts[1], BLOCK_EDGE >> plan.shifts[2],
+    )  # fmt: skip
+    for band in range(BANDS):
+        block_sums(parent[band], every[:n], edges, cells[band])
+    flat = cells.reshape(BANDS, -1)
+    return flat, _totals(flat)
+
+
+@njit(**_COMPILE)
+def _sides(plan, tile):  # type: ignore[no-untyped-def]
+    """Say per axis whether there is a tile before and after this one, bool (3, 2)."""
+    sides = np.empty((3, 2), np.bool_)
+    for axis in range(3):
+        sides[axis, 0] = tile[axis] > 0
+        sides[axis, 1] = tile[axis] + 1 < plan.tiles[axis]
+    return sides
+
+
+@njit(**_COMPILE)
+def _box(plan, index, tile):  # type: ignore[no-untyped-def]
+    """Return where a tile's part of a band begins in the volume, and its shape, below 1 if none."""
+    z, y, x = tile[0] * plan.edges[0], tile[1] * plan.edges[1], tile[2] * plan.edges[2]
+    begin, shape = plan.begins[index], plan.shapes[index]
+    return (begin[0] + z, begin[1] + y, begin[2] + x), (
+        min(plan.edges[0], shape[0] - z),
+        min(plan.edges[1], shape[1] - y),
+        min(plan.edges[2], shape[2] - x),
+    )
+
+
+@njit(**_COMPILE)
+def _blocks_of(shape):  # type: ignore[no-untyped-def]
+    """Return the number of blocks that cover a shape along each axis."""
+    return (
+        (shape[0] + BLOCK_EDGE - 1) // BLOCK_EDGE, (shape[1] + BLOCK_EDGE - 1) // BLOCK_EDGE,
+        (shape[2] + BLOCK_EDGE - 1) // BLOCK_EDGE,
+    )  # fmt: skip
 
 
 @njit(**_COMPILE)

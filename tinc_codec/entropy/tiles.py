@@ -18,170 +18,10 @@ from functools import cached_property
 import numpy as np
 
 from tinc_codec.entropy.bands import LowPass
-from tinc_codec.entropy.buckets import REPRESENTED, REPRESENTED_BUCKET
 from tinc_codec.entropy.pyramid import BANDS, BLOCK_EDGE, Level, Shape, low_pass_slices
-from tinc_codec.entropy.range_symbols import (
-    SymbolTables,
-    bucket_tables,
-    finish_encoding,
-    flag_tables,
-    has_words_left,
-    new_state,
-    start_decoding,
-    start_encoding,
-)
-from tinc_codec.entropy.tile_plan import TILED_LEVELS, Plan, Tiling, tiling_of
-from tinc_codec.entropy.tile_walk import (
-    code_corner,
-    code_level,
-    room_for,
-    to_bytes,
-    to_words,
-)
+from tinc_codec.entropy.tile_coder import Shifts, TileCoder, around, count_bands
+from tinc_codec.entropy.tile_plan import TILED_LEVELS, Tiling, tiling_of
 from tinc_codec.errors import CorruptStreamError
-
-Shifts = Sequence[Sequence[int]]
-
-_BUCKETS = REPRESENTED_BUCKET.astype(np.uint16)
-"""Bucket by what stands for it, of the type of its inverse: both compile to one function."""
-_FLAGS = np.arange(2, dtype=np.uint16)
-"""Flags stand for themselves."""
-_ORIGIN = np.zeros(3, np.int64)
-
-
-def _tables() -> tuple[SymbolTables, SymbolTables]:
-    return bucket_tables(), flag_tables()
-
-
-class _Coder:
-    """A range coder in one direction, and what the walks take besides.
-
-    Parameters
-    ----------
-    words : ndarray of uint32
-        What is decoded, or room for what is coded.
-    is_encoder : bool
-    """
-
-    def __init__(self, words: np.ndarray, *, is_encoder: bool) -> None:
-        self.words = words
-        self._state = new_state()
-        self._is_encoder = is_encoder
-        if is_encoder:
-            start_encoding(self._state)
-        else:
-            start_decoding(self._state, words)
-        values = (_BUCKETS if is_encoder else REPRESENTED, _FLAGS)
-        self._arguments = self._state, words, _tables(), values
-
-    def finish(self) -> bytes:
-        """Return what was coded."""
-        return to_bytes(self.words[: finish_encoding(self._state, self.words)]).tobytes()
-
-    def check_end(self) -> None:
-        """Refuse words that told nothing, now that all is decoded."""
-        if has_words_left(self._state, self.words):
-            raise CorruptStreamError("features: words follow the last symbol")
-
-    def coarse(
-        self,
-        tiling: Tiling,
-        symbols: np.ndarray,
-        low_pass: LowPass,
-        shifts: Shifts,
-        finest: int = TILED_LEVELS,
-        most_high: int = 3,
-    ) -> tuple[np.ndarray, bool]:
-        """Code a volume's first part: its corner and the levels that are not cut.
-
-        Returns
-        -------
-        ndarray of uint16
-            Shape (BANDS, *padded): what stands for the magnitudes of the finest level of them.
-        bool
-            Whether all bands were coded.
-
-        Raises
-        ------
-        CorruptStreamError
-        """
-        levels, plans = tiling.levels, tiling.plans
-        corner = symbols[low_pass_slices(levels, symbols.shape)]
-        rest = np.zeros(corner.shape, np.int32)
-        if self._is_encoder:
-            np.subtract(corner, np.int32(low_pass.centre), out=rest)
-        _check(code_corner(*self._arguments, low_pass.context, rest))
-        np.add(rest, np.int32(low_pass.centre), out=corner)
-        fields, is_whole = np.zeros((BANDS, *plans[-1].padded), np.uint16), True
-        for level, plan in reversed(list(zip(levels, plans, strict=True))[finest:]):
-            n_bands = _count_bands(level, most_high if level.number == finest else 3)
-            is_whole = n_bands == len(level.masks)
-            fields = self.level(plan, shifts[level.number], n_bands, _ORIGIN, fields, symbols)
-        return fields, is_whole
-
-    def level(
-        self,
-        plan: Plan,
-        shifts: Sequence[int],
-        n_bands: int,
-        place: np.ndarray,
-        parent: np.ndarray,
-        symbols: np.ndarray,
-    ) -> np.ndarray:
-        """Code what a tile holds of a level.
-
-        Parameters
-        ----------
-        plan : Plan
-        shifts : sequence of int
-            Per band: added to its contexts.
-        n_bands : int
-            Only the first ones.
-        place : ndarray of int64
-            Of the tile in the grid of tiles.
-        parent : ndarray of uint16
-            Shape (BANDS, *padded): what stands for the coarser level's magnitudes.
-        symbols : ndarray of int32
-            Of the volume.
-
-        Returns
-        -------
-        ndarray of uint16
-            Shape (BANDS, *padded): what stands for the magnitudes.
-
-        Raises
-        ------
-        CorruptStreamError
-        """
-        fields = np.zeros((BANDS, *plan.padded), np.uint16)
-        _check(
-            code_level(
-                *self._arguments, plan, np.array(shifts, dtype=np.int64), n_bands, place,
-                parent.reshape(BANDS, -1), parent.shape[1:], fields, symbols,
-            )
-        )  # fmt: skip
-        return fields
-
-
-def _around(coarser: np.ndarray, plan: Plan, place: np.ndarray) -> np.ndarray:
-    """Cut what is around a tile from the coarser level's fields, uint16 (BANDS, *padded)."""
-    out = np.zeros((BANDS, *plan.parent_padded), np.uint16)
-    starts = (
-        int(at) * edge >> s for at, edge, s in zip(place, plan.edges, plan.shifts, strict=True)
-    )
-    part = coarser[:, *(slice(a, a + n) for a, n in zip(starts, plan.parent_padded, strict=True))]
-    out[:, *(slice(0, n) for n in part.shape[1:])] = part
-    return out
-
-
-def _count_bands(level: Level, most_high: int) -> int:
-    # In coding order, bands of fewer high axes come first.
-    return sum(mask.bit_count() <= most_high for mask in level.masks)
-
-
-def _check(is_code: bool) -> None:
-    if not is_code:
-        raise CorruptStreamError("features: a tile's bytes are no code of symbols")
 
 
 def encode_tiled(
@@ -216,14 +56,14 @@ def encode_tiled(
     parts: list[list[bytes]] = [[] for _ in range(TILED_LEVELS + 1)]
     for volume, low_pass in zip(np.ascontiguousarray(symbols), low_passes, strict=True):
         sizes = [n + BLOCK_EDGE for n in levels[TILED_LEVELS - 1].low]
-        coder = _Coder(room_for(2 * math.prod(sizes)), is_encoder=True)
+        coder = TileCoder.encoding(2 * math.prod(sizes))
         coarser, _ = coder.coarse(tiling, volume, low_pass, shifts)
         parts[TILED_LEVELS].append(coder.finish())
         for place in tiling.places:
-            fields = _around(coarser, tiling.plans[TILED_LEVELS - 1], place)
+            fields = around(coarser, tiling.plans[TILED_LEVELS - 1], place)
             for level in reversed(range(TILED_LEVELS)):
                 plan = tiling.plans[level]
-                coder = _Coder(room_for(BANDS * math.prod(plan.edges)), is_encoder=True)
+                coder = TileCoder.encoding(BANDS * math.prod(plan.edges))
                 fields = coder.level(plan, shifts[level], len(plan.masks), place, fields, volume)
                 parts[level].append(coder.finish())
     return [part for level in reversed(parts) for part in level]
@@ -258,12 +98,12 @@ class TiledBands:
     edge: int
 
     def __post_init__(self) -> None:
-        lasts = self.code[self._ends[1:][self.sizes > 0] - 1]
+        lasts = self.code[self._begins[1:][self.sizes > 0] - 1]
         if (lasts == 0).any():
             raise CorruptStreamError("features: a part ends in a zero byte")
 
     @cached_property
-    def _ends(self) -> np.ndarray:
+    def _begins(self) -> np.ndarray:
         """Where each part begins, and where the last one ends."""
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
@@ -301,7 +141,7 @@ class TiledBands:
         ------
         CorruptStreamError
         """
-        coder = _Coder(self._words(volume), is_encoder=False)
+        coder = TileCoder.decoding(self._part(volume))
         low_pass = self.low_passes[volume]
         coarser, is_whole = coder.coarse(
             self.tiling, symbols, low_pass, self.shifts, finest, most_high
@@ -310,9 +150,8 @@ class TiledBands:
             coder.check_end()
         return coarser
 
-    def _words(self, part: int) -> np.ndarray:
-        words: np.ndarray = to_words(self.code[self._ends[part] : self._ends[part + 1]])
-        return words
+    def _part(self, number: int) -> np.ndarray:
+        return self.code[self._begins[number] : self._begins[number + 1]]
 
     def tiles(
         self,
@@ -351,16 +190,16 @@ class TiledBands:
         n_bands = [len(plan.masks) for plan in plans[:TILED_LEVELS]]
         if len(finest):
             least = int(finest.min())
-            n_bands[least] = _count_bands(self.levels[least], most_high)
+            n_bands[least] = count_bands(self.levels[least], most_high)
         volumes, n_tiles = len(self.low_passes), len(self.tiling)
 
         def work(number: int, finest: int) -> None:
             place = self.tiling.places[number]
-            fields = _around(coarser, plans[TILED_LEVELS - 1], place)
+            fields = around(coarser, plans[TILED_LEVELS - 1], place)
             for level in reversed(range(finest, TILED_LEVELS)):
                 before = volumes * (1 + n_tiles * (TILED_LEVELS - 1 - level))
                 part = before + volume * n_tiles + number
-                coder = _Coder(self._words(part), is_encoder=False)
+                coder = TileCoder.decoding(self._part(part))
                 fields = coder.level(
                     plans[level], self.shifts[level], n_bands[level], place, fields, symbols
                 )

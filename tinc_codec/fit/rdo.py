@@ -17,6 +17,7 @@ from numba import njit
 from tinc_codec.entropy.bands import BandCoder
 from tinc_codec.entropy.buckets import BUCKET_BITS, REPRESENTED, bucket_of
 from tinc_codec.entropy.contexts import (
+    PHASE_PARITIES,
     context_of,
     first_of_phase,
     sums_of_phase,
@@ -222,7 +223,7 @@ def _choose_phase(  # type: ignore[no-untyped-def]
     [block] the bits.
     """
     width, plane = padded[2], padded[1] * padded[2]
-    parity = _PHASE_PARITIES[phase]
+    parity = PHASE_PARITIES[phase]
     row, sheet = coefficients.shape[2], coefficients.shape[1] * coefficients.shape[2]
     values, chosen = coefficients.reshape(-1), symbols.reshape(-1)
     for t in range(len(blocks)):
@@ -268,9 +269,6 @@ def _choose_phase(  # type: ignore[no-untyped-def]
                 field[np.uint64(place)] = REPRESENTED[bucket_of(best)]
         gains[t] += gain
         spent[t] += used
-
-
-_PHASE_PARITIES = np.array(PHASE_ORDER, dtype=np.int64)
 
 
 @njit(**_COMPILE)

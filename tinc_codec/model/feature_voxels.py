@@ -1,6 +1,5 @@
 """Regions of a chunk's features: parts are decoded when a region first needs them."""
 
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,7 +37,6 @@ class FeatureVoxels:
         self._coefficients = np.zeros((volumes, *section.grid), np.float32)
         self._coarser: list[np.ndarray | None] = [None] * volumes
         self._decoded = np.zeros((volumes, *section.tiles.tiling.grid), np.uint8)
-        self._lock = threading.Lock()
 
     @property
     def size_bytes(self) -> int:
@@ -82,28 +80,29 @@ class FeatureVoxels:
         wanted = np.zeros(tiling.grid, np.uint8)
         wanted[tiling.touched(1, ranges[1])] = _NEXT
         wanted[tiling.touched(0, ranges[0])] = _BOTH
-        with self._lock:
-            if self._coarser[volume] is None:
-                self._decode_coarse(volume)
-            coarser = self._coarser[volume]
-            assert coarser is not None
-            missing = wanted > self._decoded[volume]
-            if not missing.any():
-                return
-            numbers = np.flatnonzero(missing)
-            finest = (TILED_LEVELS - wanted[missing]).astype(np.int64)
-            # Not where the coefficients are: others may be reading the next level's.
-            symbols = np.zeros(section.grid, np.int32)
-            section.tiles.tiles(volume, numbers, finest, coarser, symbols, threads=threads)
-            dequantise_tiles(section, symbols, numbers, finest, self._coefficients[volume])
-            self._decoded[volume][missing] = wanted[missing]
+        missing = wanted > self._decoded[volume]
+        if not missing.any():
+            return
+        coarser = self._coarser[volume]
+        if coarser is None:
+            coarser = self._decode_coarse(volume)
+        numbers = np.flatnonzero(missing)
+        finest = (TILED_LEVELS - wanted[missing]).astype(np.int64)
+        # Not under a lock: two threads may decode one tile twice, and write the same coefficients.
+        # The symbols are not where those are, which others may be reading.
+        symbols = np.zeros(section.grid, np.int32)
+        section.tiles.tiles(volume, numbers, finest, coarser, symbols, threads=threads)
+        dequantise_tiles(section, symbols, numbers, finest, self._coefficients[volume])
+        self._decoded[volume][missing] = wanted[missing]
 
-    def _decode_coarse(self, volume: int) -> None:
+    def _decode_coarse(self, volume: int) -> np.ndarray:
         section = self._section
         assert section.tiles is not None
         low = feature_levels(section.grid)[TILED_LEVELS - 1].low
         corner = tuple(slice(0, n) for n in low)
         symbols = np.zeros(low, np.int32)
-        self._coarser[volume] = section.tiles.coarse(volume, symbols)
+        coarser = section.tiles.coarse(volume, symbols)
         features = section.features_of(symbols[None], TILED_LEVELS)
         self._coefficients[volume][corner] = coefficients_of(features)[0]
+        self._coarser[volume] = coarser
+        return coarser

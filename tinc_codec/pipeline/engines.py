@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
@@ -120,23 +119,51 @@ def _run_window(
     call: Call, tasks: Iterator[Task], n_workers: int, stop: Callable[[], None] = lambda: None
 ) -> Iterator[Outcome]:
     """Call a function for all tasks on threads, and yield what comes; few tasks wait."""
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="tinc")
-    # One more than run, so that no thread waits for the next.
-    pending: set[Future[list[Outcome]]] = {
-        pool.submit(call, task) for task in itertools.islice(tasks, n_workers + 1)
-    }
+    # Of queues in C, as an interrupt within a pool's or a future's lines leaves their locks taken.
+    waiting: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[list[Outcome] | BaseException] = queue.SimpleQueue()
+    n_pending, is_stopped = 0, False
+
+    def work() -> None:
+        while (task := waiting.get()) is not None and not is_stopped:
+            try:
+                done.put(call(task))
+            except BaseException as error:
+                done.put(error)
+
+    def hand_over(n: int) -> None:
+        nonlocal n_pending
+        for task in itertools.islice(tasks, n):
+            waiting.put(task)
+            n_pending += 1
+
+    # A second interrupt, while these are joined, ends the process without them.
+    threads = [
+        threading.Thread(target=work, name=f"tinc_{number}", daemon=True)
+        for number in range(n_workers)
+    ]
     try:
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for task in itertools.islice(tasks, len(done)):
-                pending.add(pool.submit(call, task))
-            for future in done:
-                yield from future.result()
+        for thread in threads:
+            thread.start()
+        # One more than run, so that no thread waits for the next.
+        hand_over(n_workers + 1)
+        while n_pending:
+            outcomes = done.get()
+            n_pending -= 1
+            if isinstance(outcomes, BaseException):
+                raise outcomes
+            hand_over(1)
+            yield from outcomes
     except BaseException:
         stop()
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        is_stopped = True
+        for _ in threads:
+            waiting.put(None)
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()
 
 
 class _Crew:
