@@ -1,8 +1,9 @@
 """Symbols <-> words of a range coder, compiled: for loops that cannot stop for calls of Python.
 
 constriction's range coder (`constriction.stream.queue`) writes and reads the same words from the
-same tables; whoever codes long runs of one table uses it. A band that is decoded while its contexts
-follow from what was decoded just before has short runs, and tiles have shorter ones.
+same tables; whoever writes long runs of one table uses it. A band that is decoded while its
+contexts follow from what was decoded just before has short runs, and tiles have shorter ones. Long
+runs are read here, too: a voxel of a tree waits for all weights.
 
 References
 ----------
@@ -25,6 +26,9 @@ when encoding; how large the range is; the next word; whether it encodes."""
 ENCODING = 1
 _TOTAL_BITS = 24
 _GUIDE_BITS = 8
+_RUN_GUIDE_BITS = 10
+_LONGEST_SCAN = 8
+"""Symbols among which one is found by looking at all; where there are more, they are halved."""
 _FULL = np.uint64(2**64 - 1)
 _LEAST_RANGE = np.uint64(2**32)
 _WORD_BITS = np.uint64(32)
@@ -46,17 +50,25 @@ class SymbolTables(NamedTuple):
 
 
 def _tables(probabilities: np.ndarray) -> SymbolTables:
-    n = probabilities.shape[1]
-    sums = np.zeros((len(probabilities), n + 1))
-    # One rounded addition after the other, as the format says.
-    for symbol in range(n):
-        sums[:, symbol + 1] = sums[:, symbol] + probabilities[:, symbol]
-    scale = ((1 << _TOTAL_BITS) - n) / sums[:, -1:]
-    cumulative = (np.floor(sums * scale) + np.arange(n + 1)).astype(np.uint32)
-    cumulative[:, -1] = 1 << _TOTAL_BITS
+    cumulative = np.array([_cumulative(row) for row in probabilities])
     marks = np.arange(1 << _GUIDE_BITS) << (_TOTAL_BITS - _GUIDE_BITS)
     guide = [np.searchsorted(row, marks, side="right") - 1 for row in cumulative]
     return SymbolTables(cumulative, np.array(guide, dtype=np.uint8))
+
+
+@njit(**_COMPILE)
+def _cumulative(probabilities):  # type: ignore[no-untyped-def]
+    """Say where each symbol's share of 2^24 begins and the last one ends, uint32 (symbol + 1)."""
+    n = len(probabilities)
+    sums, cumulative = np.zeros(n + 1), np.empty(n + 1, np.uint32)
+    # One rounded addition after the other, as the format says.
+    for symbol in range(n):
+        sums[symbol + 1] = sums[symbol] + probabilities[symbol]
+    scale = ((1 << _TOTAL_BITS) - n) / sums[n]
+    for symbol in range(n):
+        cumulative[symbol] = np.int64(np.floor(sums[symbol] * scale)) + symbol
+    cumulative[n] = 1 << _TOTAL_BITS
+    return cumulative
 
 
 @cache
@@ -141,6 +153,69 @@ def decode_places(state, words, tables, places, contexts, value_of, field):  # t
         field[places[i]] = value_of[symbol]
     state[OFFSET], state[RANGE], state[POSITION] = offset, size, position
     return True
+
+
+@njit(**_COMPILE)
+def decode_run(state, words, probabilities, symbols):  # type: ignore[no-untyped-def]
+    """Decode symbols of one distribution.
+
+    Parameters
+    ----------
+    state : ndarray of uint64
+    words : ndarray of uint32
+    probabilities : ndarray of float64
+        Per symbol, above 0; not necessarily of sum 1.
+    symbols : ndarray of int32
+        Filled.
+
+    Returns
+    -------
+    bool
+        False where the words are no code of anything.
+    """
+    cumulative = _cumulative(probabilities)
+    guide = _run_guide(cumulative)
+    offset, size = state[OFFSET], state[RANGE]
+    position = np.int64(state[POSITION])
+    for i in range(len(symbols)):
+        unit = size >> np.uint64(_TOTAL_BITS)
+        quantile = offset // unit
+        if quantile >> np.uint64(_TOTAL_BITS):
+            return False
+        mark = np.int64(quantile >> np.uint64(_TOTAL_BITS - _RUN_GUIDE_BITS))
+        symbol, beyond = np.int64(guide[mark]), np.int64(guide[mark + 1]) + 1
+        while beyond - symbol > _LONGEST_SCAN:
+            middle = (symbol + beyond) >> 1
+            if np.uint64(cumulative[middle]) <= quantile:
+                symbol = middle
+            else:
+                beyond = middle
+        while np.uint64(cumulative[symbol + 1]) <= quantile:
+            symbol += 1
+        begin = np.uint64(cumulative[symbol])
+        offset -= unit * begin
+        size = unit * (np.uint64(cumulative[symbol + 1]) - begin)
+        if size < _LEAST_RANGE:
+            size <<= _WORD_BITS
+            offset = offset << _WORD_BITS | _word(words, position)
+            position += 1
+        symbols[i] = symbol
+    state[OFFSET], state[RANGE], state[POSITION] = offset, size, position
+    return True
+
+
+@njit(**_COMPILE)
+def _run_guide(cumulative):  # type: ignore[no-untyped-def]
+    """Give the last symbol that begins at or below each 2^14, int32 (2^10 + 1)."""
+    guide = np.empty((1 << _RUN_GUIDE_BITS) + 1, np.int32)
+    mark = 0
+    for symbol in range(len(cumulative) - 1):
+        end = np.int64(cumulative[symbol + 1]) - 1
+        while mark <= end >> (_TOTAL_BITS - _RUN_GUIDE_BITS):
+            guide[mark] = symbol
+            mark += 1
+    guide[mark] = len(cumulative) - 2
+    return guide
 
 
 @njit(**_COMPILE)

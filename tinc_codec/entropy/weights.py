@@ -1,4 +1,4 @@
-"""Quantised weights <-> bits: one static model per tensor, coded with constriction.
+"""Quantised weights <-> bits: one static model per tensor, constriction's code.
 
 The model's tables are computed with IEEE additions, multiplications, divisions and square roots
 only, so that every machine derives the same ones.
@@ -12,6 +12,13 @@ from functools import lru_cache
 import constriction
 import numpy as np
 
+from tinc_codec.entropy.range_symbols import (
+    OFFSET,
+    decode_run,
+    has_words_left,
+    new_state,
+    start_decoding,
+)
 from tinc_codec.errors import CorruptStreamError
 
 MAX_MAGNITUDE = 1 << 15
@@ -22,6 +29,8 @@ _OCTAVE = [1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.414
 GEOMETRIC, GAUSSIAN = 0, 1
 ZERO_STEPS = 128
 _PRECISION = 24
+_LARGEST_REST = 2**33 - 2
+"""Of the offset, after the last symbol: what constriction takes for an end."""
 _KEPT = 1 << 12
 """Tables for smaller magnitudes are kept: a search asks for the same few again and again."""
 
@@ -201,19 +210,16 @@ def decode_symbols(
     if raw.endswith(b"\0"):
         raise CorruptStreamError("weights: the code ends in a zero byte")
     words = np.frombuffer(raw + b"\0" * (-len(raw) % 4), dtype="<u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(words)
+    state = new_state()
+    start_decoding(state, words)
     tensors = []
     for size, model in zip(sizes, models, strict=True):
-        if not model.magnitude:
-            tensors.append(np.zeros(size, dtype=np.int32))
-            continue
-        table = constriction.stream.model.Categorical(probabilities(model), perfect=False)
-        try:
-            symbols = decoder.decode(table, size)
-        except (AssertionError, ValueError) as error:
-            raise CorruptStreamError(f"weights: {error}") from error
-        tensors.append(symbols - np.int32(model.magnitude))
-    coded = any(size and model.magnitude for size, model in zip(sizes, models, strict=True))
-    if not decoder.maybe_exhausted() or (raw and not coded):
+        symbols = np.zeros(size, dtype=np.int32)
+        tensors.append(symbols)
+        if size and model.magnitude:
+            if not decode_run(state, words, probabilities(model), symbols):
+                raise CorruptStreamError("weights: the bytes are no code of symbols")
+            symbols -= np.int32(model.magnitude)
+    if has_words_left(state, words) or state[OFFSET] > _LARGEST_REST:
         raise CorruptStreamError("weights: bytes follow the last symbol")
     return tensors
