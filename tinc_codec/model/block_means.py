@@ -120,10 +120,8 @@ def tree_means(tree: Tree, level: int, threads: int) -> np.ndarray:
     for nodes, weights in _rules(direct):
         places = [_nodes_of(n, direct, row) for n, row in zip(grid, nodes, strict=True)]
         found = evaluate_grid(tree.shape, tree.parameters, tree.scaling, places, threads)
-        for values, sums in zip(found, out, strict=True):
-            for axis, row in reversed(list(enumerate(weights))):
-                values = _weighted(values, axis, row)
-            sums += values
+        filters = [_runs(n, row) for n, row in zip(out.shape[1:], weights, strict=True)]
+        out += _filtered({0: found}, filters)
     return _coarser(out, grid, direct, level)
 
 
@@ -241,18 +239,22 @@ def _stretched(filters: _Filters, size: int, level: int) -> _Filters:
 
 
 def _filtered(parts: dict[int, np.ndarray], filters: list[_Filters]) -> np.ndarray:
-    """Sum up what bands [volume, z, y, x], by their masks, give together: x first, z last."""
-    for axis in (2, 1, 0):
+    """Sum up what bands [volume, z, y, x], by their masks, give together: z first, x last.
+
+    Whole rows are added up along z and y, for all bands; along x few are left.
+    """
+    for axis in range(3):
+        bit = 4 >> axis
         merged: dict[int, np.ndarray] = {}
         for mask, part in sorted(parts.items()):
-            band = filters[axis].high if mask & 1 else filters[axis].low
+            band = filters[axis].high if mask & bit else filters[axis].low
             assert band is not None
             shape = part.shape
             outer, inner = math.prod(shape[: axis + 1]), math.prod(shape[axis + 2 :])
-            target = merged.get(mask >> 1)
+            target = merged.get(mask & ~bit)
             if target is None:
                 sizes = (*shape[: axis + 1], len(band[0]), *shape[axis + 2 :])
-                target = merged[mask >> 1] = np.zeros(sizes, np.float32)
+                target = merged[mask & ~bit] = np.zeros(sizes, np.float32)
             _add_filtered(part.reshape(outer, -1, inner), *band, target.reshape(outer, -1, inner))
         parts = merged
     return parts[0]
@@ -277,13 +279,9 @@ def _add_filtered(source, starts, taps, target):  # type: ignore[no-untyped-def]
                         row[x] += weight * line[x]
 
 
-def _weighted(values: np.ndarray, axis: int, weights: np.ndarray) -> np.ndarray:
-    """Add up runs of as many values along an axis as there are weights."""
-    lines = np.moveaxis(values, axis, 0)
-    total = weights[0] * lines[:: len(weights)]
-    for first, weight in enumerate(weights[1:], start=1):
-        total += weight * lines[first :: len(weights)]
-    return np.moveaxis(total, 0, axis)
+def _runs(count: int, weights: np.ndarray) -> _Filters:
+    """Make the filter that adds up runs of as many values as there are weights."""
+    return _Filters((len(weights) * np.arange(count), np.tile(weights, (count, 1))), None)
 
 
 def _rules(level: int) -> list[tuple[list[tuple[float, ...]], list[np.ndarray]]]:

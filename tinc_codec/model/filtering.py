@@ -26,6 +26,8 @@ FLOOR = np.float32(1.0 / 128)
 NEAR, FAR = np.float32(0.3), np.float32(3.0)
 """Of the mean activity: where the two inputs that tell the activity are 0."""
 _SHARE_VOXELS = 1 << 17
+_SHORT = 8
+"""Runs of fewer voxels are too short to be handled side by side."""
 
 
 def apply_postfilter(
@@ -147,6 +149,20 @@ def gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-
 
 
 @njit(**_COMPILE)
+def _gather_short(flat, steps, first, n, inputs, activity, begin):  # type: ignore[no-untyped-def]
+    """Do what `gather_row` does, for few voxels quicker: those from flat[first] on."""
+    for s in range(n):
+        own = flat[first + s]
+        total = np.float32(0)
+        for k in range(_N_TAPS):
+            a = flat[first + s + steps[k]] - own
+            b = flat[first + s - steps[k]] - own
+            inputs[k, begin + s] = a + b
+            total += abs(a) + abs(b)
+        activity[begin + s] = total
+
+
+@njit(**_COMPILE)
 def _filter_rows(parameters, table, constants, padded, first, last, out):  # type: ignore[no-untyped-def]
     """Filter rows first to last - 1 of out [z, y, x]."""
     _, height, length = out.shape
@@ -157,6 +173,9 @@ def _filter_rows(parameters, table, constants, padded, first, last, out):  # typ
     z = np.empty((width, TILE), np.float32)
     activity = np.empty(TILE, np.float32)
     centre = np.empty(TILE, np.float32)
+    flat = padded.reshape(-1)
+    p_row, p_plane = padded.shape[2], padded.shape[1] * padded.shape[2]
+    steps = OFFSETS[:, 0] * p_plane + OFFSETS[:, 1] * p_row + OFFSETS[:, 2]
     for x_start in range(0, length, TILE):
         run = min(TILE, length - x_start)
         rows = TILE // run
@@ -167,7 +186,11 @@ def _filter_rows(parameters, table, constants, padded, first, last, out):  # typ
                 begin = (row - row_start) * run
                 pz = row // height
                 py = row % height
-                gather_row(padded, pz, py, x_start, run, a, activity, begin)
+                if run < _SHORT:
+                    place = (pz + REACH) * p_plane + (py + REACH) * p_row + x_start + REACH
+                    _gather_short(flat, steps, place, run, a, activity, begin)
+                else:
+                    gather_row(padded, pz, py, x_start, run, a, activity, begin)
                 own = padded[pz + REACH, py + REACH, x_start + REACH : x_start + REACH + run]
                 for s in range(run):
                     centre[begin + s] = own[s]

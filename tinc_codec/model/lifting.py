@@ -188,6 +188,21 @@ def gather_window(coefficients, spans, window):  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
+def gather_narrow(coefficients, spans, window):  # type: ignore[no-untyped-def]
+    """Copy the samples of one level's window as `gather_window` does, to [volume, x, z, y]."""
+    low_z, n_z, high_z, _ = spans[0]
+    low_y, n_y, high_y, _ = spans[1]
+    low_x, n_x, high_x, _ = spans[2]
+    for volume in range(window.shape[0]):
+        for z in range(window.shape[2]):
+            plane = coefficients[volume, low_z + z if z < n_z else high_z + z - n_z]
+            for y in range(window.shape[3]):
+                row = plane[low_y + y if y < n_y else high_y + y - n_y]
+                for x in range(window.shape[1]):
+                    window[volume, x, z, y] = row[low_x + x if x < n_x else high_x + x - n_x]
+
+
+@njit(**_COMPILE)
 def _mirrored(position, size):  # type: ignore[no-untyped-def]
     """Reflect a position up to three samples beyond the ends of an axis of at least five."""
     position = abs(position)

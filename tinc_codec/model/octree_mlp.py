@@ -113,7 +113,7 @@ class TreeShape:
             raise CorruptStreamError(f"layers: {self.layers} not in 1 to {MAX_LAYERS}")
         if [len(row) for row in self.widths] != self.node_counts:
             raise CorruptStreamError("widths: not one per node")
-        if not all(1 <= min(row) and max(row) <= MAX_WIDTH for row in self.widths):
+        if not all(min(row) >= 1 and max(row) <= MAX_WIDTH for row in self.widths):
             raise CorruptStreamError(f"widths: not in 1 to {MAX_WIDTH}")
         if not 0 < self.w0 <= MAX_W0:
             raise CorruptStreamError(f"w0: {self.w0} is not a number in (0, {MAX_W0:g}]")

@@ -26,8 +26,7 @@ _REACH = 4
 
 _NARROW = 32
 _NARROW_ROWS = 1024
-"""Rows shorter than the one, where there are more than the other, are too short to be lifted one
-by one: all are lifted side by side."""
+"""Samples that a region has along x at most, and rows at least, for `_inverse_narrow`."""
 
 
 def needed_ranges(grid: Triple, region: Ranges) -> tuple[Ranges, ...]:
@@ -102,25 +101,85 @@ def inverse_region(coefficients: np.ndarray, region: Ranges, threads: int = 1) -
     ndarray
         float32, shape (volume, *sizes of the region).
     """
-    from tinc_codec.model import lifting
-
     shapes = level_shapes(grid_of(coefficients))
     ranges = needed_ranges(shapes[0], region)
+    (z, z_stop), (y, y_stop), (x, x_stop) = region
+    # Rows of few samples are lifted side by side rather than one by one.
+    is_narrow = x_stop - x <= _NARROW and (z_stop - z) * (y_stop - y) >= _NARROW_ROWS
+    inverse_window = _inverse_narrow if is_narrow else _inverse_window
     low = np.ascontiguousarray(coefficients[:, *slices_of(ranges[-1])])
     with Team(threads) as team:
         for level in reversed(range(len(shapes) - 1)):
             shape, lows = shapes[level], ranges[level + 1]
             split = split_axes(shape)
             spans = np.array([_spans(*axis) for axis in zip(lows, shape, split, strict=True)])
-            rest = np.empty((len(low), *spans[:, 1::2].sum(axis=1)), np.float32)
-            lifting.gather_window(coefficients, spans, rest)
-            if split[1] and split[2] and _is_narrow(rest):
-                window = _inverse_narrow(low, rest, split[0], team)
-            else:
-                window = np.empty_like(rest)
-                inverse_level(low, rest, window, np.empty_like(rest), split, team)
-            low = np.ascontiguousarray(window[:, *_inside(ranges[level], lows, split)])
-    return low
+            window = inverse_window(coefficients, low, spans, split, team)
+            low = window[:, *_inside(ranges[level], lows, split)]
+    return np.ascontiguousarray(low)
+
+
+def _inverse_window(
+    coefficients: np.ndarray,
+    low: np.ndarray,
+    spans: np.ndarray,
+    split: tuple[bool, bool, bool],
+    team: Team,
+) -> np.ndarray:
+    """Undo a level in a window.
+
+    Parameters
+    ----------
+    coefficients : ndarray of float32
+        Shape (volume, z, y, x).
+    low : ndarray of float32
+        Low-pass samples of the window.
+    spans : ndarray of int64
+        From `_spans` per axis.
+    split : tuple of bool
+        Per axis.
+    team : Team
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (volume, z, y, x).
+    """
+    from tinc_codec.model import lifting
+
+    rest = np.empty((len(low), *spans[:, 1::2].sum(axis=1)), np.float32)
+    lifting.gather_window(coefficients, spans, rest)
+    window = np.empty_like(rest)
+    inverse_level(np.ascontiguousarray(low), rest, window, np.empty_like(rest), split, team)
+    return window
+
+
+def _inverse_narrow(
+    coefficients: np.ndarray,
+    low: np.ndarray,
+    spans: np.ndarray,
+    split: tuple[bool, bool, bool],
+    team: Team,
+) -> np.ndarray:
+    """Do what `_inverse_window` does, in the same order, with the axis x in front of the others."""
+    from tinc_codec.model import lifting
+
+    z, y, x = spans[:, 1::2].sum(axis=1).tolist()
+    rest = np.empty((len(low), x, z, y), np.float32)
+    lifting.gather_narrow(coefficients, spans, rest)
+    corner = low.transpose(0, 3, 1, 2)
+    n_x, n_z, n_y = corner.shape[1:]
+    rest[:, :n_x, :n_z, :n_y] = corner
+    half_way, window = np.empty_like(rest), np.empty_like(rest)
+
+    def planes(first: int, last: int) -> None:
+        lifting.inverse_planes(rest, half_way, split[0], split[1], first, last)
+
+    def depth(first: int, last: int) -> None:
+        lifting.inverse_depth(half_way, half_way, window, split[2], (n_x, z, y), first, last)
+
+    team.share(planes, len(low) * x, rest.size)
+    team.share(depth, len(low) * z, rest.size)
+    return window.transpose(0, 2, 3, 1)
 
 
 def _needed_low(needed: tuple[int, int], size: int) -> tuple[int, int]:
@@ -154,34 +213,3 @@ def _inside(ranges: Ranges, lows: Ranges, split: tuple[bool, bool, bool]) -> Sli
         (start - origin, stop - origin)
         for (start, stop), origin in zip(ranges, origins, strict=True)
     )
-
-
-def _is_narrow(window: np.ndarray) -> bool:
-    return window.shape[3] <= _NARROW and window.shape[1] * window.shape[2] >= _NARROW_ROWS
-
-
-def _inverse_narrow(low: np.ndarray, rest: np.ndarray, is_split: bool, team: Team) -> np.ndarray:
-    """Do what `inverse_level` does, each axis in turn moved to the front, is_split along z."""
-    _, *corner = low.shape
-    lifted = _inverse_front(low, rest, is_split, corner, team)
-    lines = np.ascontiguousarray(lifted.transpose(0, 2, 1, 3))
-    lifted = _inverse_front(lines, lines, True, [corner[1], *lines.shape[2:]], team)
-    lines = np.ascontiguousarray(lifted.transpose(0, 3, 2, 1))
-    lifted = _inverse_front(lines, lines, True, [corner[2], *lines.shape[2:]], team)
-    return lifted.transpose(0, 2, 3, 1)
-
-
-def _inverse_front(
-    low: np.ndarray, rest: np.ndarray, is_split: bool, corner: list[int], team: Team
-) -> np.ndarray:
-    """Lift along the first axis after that of the volumes; low holds the corner of that size."""
-    from tinc_codec.model import lifting
-
-    out = np.empty_like(rest)
-    bounds = tuple(corner)
-
-    def work(first: int, last: int) -> None:
-        lifting.inverse_depth(low, rest, out, is_split, bounds, first, last)
-
-    team.share(work, len(out) * out.shape[2], out.size)
-    return out
