@@ -20,6 +20,8 @@ from tests.test_examples import run
 from tests.tile_meter import count_tiles
 from tests.trees import some_parameters
 from tinc_codec import TINC, ConfigError, FormatError, UnsupportedDataError, codec
+from tinc_codec.bitstream.header import read_stream, write_stream
+from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import decode_chunk, decode_level, encode_chunk
 from tinc_codec.entropy.bands import choose_low_pass
 from tinc_codec.entropy.pyramid import low_pass_slices
@@ -90,6 +92,42 @@ class TestQuality:
             found = decode_level(stream, level)
             assert found.flags.f_contiguous == (order == "F")
             assert level_psnr(decoded, found, level) >= 40
+
+    @pytest.mark.parametrize(
+        ("ratio", "box"),
+        [(16, (64, 64, 64)), (64, (64, 64, 64)), (64, (63, 60, 57)), (128, (64, 64, 64))],
+    )
+    def test_behind_a_post_filter(self, ratio, box):
+        volume = brain(64)[tuple(slice(0, n) for n in box)]
+        stream = stream_of(volume, ratio=ratio, effort=1)
+        header = read_stream(stream, max_decoded_bytes=1 << 30)
+        decoded = decode_chunk(stream)
+        for level in (1, 2, 3):
+            assert level_psnr(decoded, decode_level(stream, level), level) >= 40
+        filtered = level_psnr(decoded, decode_level(stream, 1), 1)
+        del header.sections[Section.POSTFILTER]
+        plain = level_psnr(decoded, decode_level(write_stream(header), 1), 1)
+        assert filtered > plain + 2 if ratio > 16 else filtered == plain
+
+    def test_behind_a_post_filter_volumes_are_apart(self):
+        volumes = np.stack([brain(32), brain(32)[::-1]]).astype("f4")
+        stream = stream_of(volumes, ratio=32, effort=1)
+        assert Section.POSTFILTER in read_stream(stream, max_decoded_bytes=1 << 30).sections
+        decoded, level = decode_chunk(stream), decode_level(stream, 1)
+        assert level_psnr(decoded, level, 1) >= 38
+        for found, wanted in zip(level, block_means(decoded, 1), strict=True):
+            assert np.abs(found - wanted).mean() < 0.01 * np.ptp(decoded)
+
+    def test_trees_behind_a_post_filter_are_decoded(self):
+        limit = 1 << 30
+        other = read_stream(stream_of(brain(64), ratio=64, effort=1), max_decoded_bytes=limit)
+        plain = stream_of(brain(32).astype("f4"), model="tree")
+        header = read_stream(plain, max_decoded_bytes=limit)
+        header.sections[Section.POSTFILTER] = other.sections[Section.POSTFILTER]
+        stream = write_stream(header)
+        decoded = decode_chunk(stream)
+        assert (decoded != decode_chunk(plain)).any()
+        np.testing.assert_allclose(decode_level(stream, 1), block_means(decoded, 1), rtol=1e-6)
 
     def test_max_error_leaves_corrections_out(self):
         stream = stream_of(brain(32), ratio=None, max_error=1)

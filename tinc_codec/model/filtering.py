@@ -149,6 +149,53 @@ def gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-
 
 
 @njit(**_COMPILE)
+def gather_alternate(halves, z, y, corner, x, n, inputs, activity, centre, begin):  # type: ignore[no-untyped-def]
+    """Do what `gather_row` does for n voxels, every other one, and keep them.
+
+    halves [parity, z, y, x] are a padded volume's even and odd voxels along x; the first voxel is
+    number 2 * x + corner of row (z, y).
+    """
+    z += REACH
+    y += REACH
+    corner += REACH
+    total = activity[begin : begin + n]
+    own = centre[begin : begin + n]
+    first = x + corner // 2
+    row = halves[corner & 1, z, y, first : first + n]
+    for s in range(n):
+        total[s] = np.float32(0)
+        own[s] = row[s]
+    for k in range(_N_TAPS):
+        dz = OFFSETS[k, 0]
+        dy = OFFSETS[k, 1]
+        dx = OFFSETS[k, 2]
+        first = x + (corner + dx) // 2
+        after = halves[(corner + dx) & 1, z + dz, y + dy, first : first + n]
+        first = x + (corner - dx) // 2
+        before = halves[(corner - dx) & 1, z - dz, y - dy, first : first + n]
+        row = inputs[k, begin : begin + n]
+        for s in range(n):
+            a = after[s] - own[s]
+            b = before[s] - own[s]
+            row[s] = a + b
+            total[s] += abs(a) + abs(b)
+
+
+@njit(**_COMPILE)
+def run_layers(parameters, table, x, z, n):  # type: ignore[no-untyped-def]
+    """Evaluate the network for n voxels: from x [input, n] to z[0]; both are written to."""
+    for layer in range(len(table)):
+        weight, bias, n_out, n_in = table[layer]
+        affine(parameters, weight, bias, n_out, n_in, x, z, n)
+        if layer < len(table) - 1:
+            for o in range(n_out):
+                source = z[o]
+                target = x[o]
+                for s in range(n):
+                    target[s] = max(source[s], np.float32(0))
+
+
+@njit(**_COMPILE)
 def _gather_short(flat, steps, first, n, inputs, activity, begin):  # type: ignore[no-untyped-def]
     """Do what `gather_row` does, for few voxels quicker: those from flat[first] on."""
     for s in range(n):
@@ -195,15 +242,7 @@ def _filter_rows(parameters, table, constants, padded, first, last, out):  # typ
                 for s in range(run):
                     centre[begin + s] = own[s]
             condition(constants, centre, a, activity, n)
-            for layer in range(len(table)):
-                weight, bias, n_out, n_in = table[layer]
-                affine(parameters, weight, bias, n_out, n_in, a, z, n)
-                if layer < len(table) - 1:
-                    for o in range(n_out):
-                        source = z[o]
-                        target = a[o]
-                        for s in range(n):
-                            target[s] = max(source[s], np.float32(0))
+            run_layers(parameters, table, a, z, n)
             for row in range(row_start, row_stop):
                 begin = (row - row_start) * run
                 target = out[row // height, row % height]

@@ -86,9 +86,8 @@ def render_level(header: Header, level: int, extent: Sequence[int], threads: int
     if not 1 <= level <= MAX_LEVEL:
         raise ConfigError(f"level={level!r} is not in 1 to {MAX_LEVEL}")
     info = header.info
-    if Section.LATTICE in header.sections or any(
-        room < n for room, n in zip(extent, info.valid_extent, strict=True)
-    ):
+    is_cut = any(room < n for room, n in zip(extent, info.valid_extent, strict=True))
+    if is_cut or _is_taken_from_voxels(header, level):
         return KeptLevel(_means_of_decoded(header, level, extent, threads))
     box = replace(
         info,
@@ -113,10 +112,17 @@ def render_level(header: Header, level: int, extent: Sequence[int], threads: int
     return KeptLevel(out)
 
 
+def _is_taken_from_voxels(header: Header, level: int) -> bool:
+    """Say whether a level has no short cut: of lattices, and of trees behind a post-filter."""
+    sections = header.sections
+    is_filtered = level == 1 and Section.POSTFILTER in sections
+    return Section.LATTICE in sections or (is_filtered and Section.TREE in sections)
+
+
 def _means_of_decoded(
     header: Header, level: int, extent: Sequence[int], threads: int
 ) -> np.ndarray:
-    """Decode a chunk as it is and take the means: for lattices, and where it leaves its array.
+    """Decode a chunk as it is and take the means: also where it leaves its array.
 
     That is one of an array that was made smaller, or that ends in a single voxel of padding.
     """
@@ -142,6 +148,14 @@ def _means(header: Header, level: int, threads: int) -> np.ndarray:
 
     volumes, *grid = header.info.batched_shape
     z, y, x = grid
+    if level == 1 and Section.POSTFILTER in header.sections:
+        from tinc_codec.model.filtered_means import filtered_means
+
+        model = read_model(header, with_features=False)
+        assert model is not None
+        assert model.postfilter is not None
+        section = header.sections[Section.FEATURES]
+        return filtered_means(section, model.postfilter, (z, y, x), volumes, threads)
     values = np.zeros((volumes, *coarse_shape((z, y, x), level)), np.float32)
     if Section.FEATURES in header.sections:
         section = header.sections[Section.FEATURES]
