@@ -704,6 +704,19 @@ class TestReaders:
         for part, wanted in zip(found, expected, strict=True):
             np.testing.assert_array_equal(part.data.compute(), wanted)
 
+    def test_ngff_zarr_through_a_server(self, image):
+        """Whatever it reads through: what is served has no codec but Zarr's own."""
+        ngff_zarr = pytest.importorskip("ngff_zarr")
+        pytest.importorskip("aiohttp")
+        from tinc_codec.serve import app, background
+
+        path, expected = image
+        with background(app(path)) as url:
+            found = ngff_zarr.from_ngff_zarr(url).images
+            assert [part.translation["z"] for part in found] == [0.0, 0.5, 1.5]
+            for part, wanted in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(part.data.compute(), wanted)
+
     def test_napari(self, image):
         reader = pytest.importorskip("napari_ome_zarr")
         path, expected = image
