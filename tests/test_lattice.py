@@ -4,6 +4,7 @@ import math
 import re
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ from tinc_codec.errors import (
     TargetError,
     TruncatedStreamError,
 )
+from tinc_codec.model.opened import CACHE
 from tinc_codec.params import EncodingParams
 from tinc_codec.quantise import lattice_coder, lattice_section
 from tinc_codec.quantise.lattice import (
@@ -770,30 +772,46 @@ class TestReading:
             box = tuple(slice(place, place + reach) for place in places)
             np.testing.assert_array_equal(decode_region(stream, box), whole[box])
 
-    def test_a_slab_is_decoded_when_it_is_needed(self, monkeypatch):
+    def test_planes_are_decoded_when_they_are_needed(self, monkeypatch):
         array = contents("mixed", (2, 9, 6, 5), "u1")
         monkeypatch.setattr(lattice_section, "_SLAB_VOXELS", 90)
         stream = encode_chunk(array, asked(max_error=1.0))
         decoded = []
-        decode_slab = lattice_coder.decode_slab
+        decode_planes = lattice_coder.decode_planes
 
-        def count(payload, skipped, n_z, top, indices):
-            decoded.append(len(indices))
-            return decode_slab(payload, skipped, n_z, top, indices)
+        def count(payload, state, memory, first, stop, *rest):
+            decoded.append((first, stop))
+            return decode_planes(payload, state, memory, first, stop, *rest)
 
-        monkeypatch.setattr(lattice_coder, "decode_slab", count)
+        monkeypatch.setattr(lattice_coder, "decode_planes", count)
         for box, planes in (
-            ((1, slice(4, 5), slice(0, 1), slice(2, 3)), [3]),
-            ((1, slice(3, 6), slice(0, 6), slice(0, 5)), []),
-            ((1, slice(2, 4), slice(5, 6), slice(0, 5)), [3]),
-            ((0, slice(0, 9), slice(0, 6), slice(0, 5)), [3, 3, 3]),
-            ((1, slice(0, 9), slice(0, 6), slice(0, 5)), [3]),
+            ((1, slice(4, 5), slice(0, 1), slice(2, 3)), [(0, 2)]),
+            ((1, slice(3, 5), slice(0, 6), slice(0, 5)), []),
+            ((1, slice(3, 6), slice(0, 6), slice(0, 5)), [(2, 3)]),
+            ((1, slice(0, 1), slice(5, 6), slice(0, 5)), [(0, 1)]),
+            ((0, slice(0, 9), slice(0, 6), slice(0, 5)), [(0, 3), (0, 3), (0, 3)]),
+            ((1, slice(0, 9), slice(0, 6), slice(0, 5)), [(1, 3), (0, 3)]),
         ):
             decoded.clear()
             volume, *rest = box
             found = decode_region(stream, (slice(volume, volume + 1), *rest))
-            assert decoded == planes
+            assert sorted(decoded) == sorted(planes)
             assert np.abs(found[0].astype(int) - array[volume][tuple(rest)]).max() <= 1
+
+    def test_threads_that_go_on_with_one_slab(self):
+        array = contents("mixed", (40, 30, 20), "u1")
+        stream = encode_chunk(array, asked(max_error=1.0))
+        whole = decode_chunk(stream)
+        for _ in range(5):
+            CACHE.clear()
+            planes = np.random.default_rng(0).permutation(40)
+            with ThreadPoolExecutor(8) as pool:
+                found = pool.map(
+                    lambda z: decode_region(stream, (slice(z, z + 1), slice(0, 30), slice(0, 20))),
+                    planes.tolist(),
+                )
+                for z, plane in zip(planes, found, strict=True):
+                    np.testing.assert_array_equal(plane[0], whole[z])
 
     def test_only_what_is_asked_for_must_be_intact(self, damaged_slab):
         info, stream = damaged_slab.info, damaged_slab.stream()

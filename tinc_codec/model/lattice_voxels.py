@@ -1,11 +1,11 @@
-"""Voxels of a lattice: a slab is decoded when one of its voxels is first asked for."""
+"""Voxels of a lattice: slabs are decoded as far as the last plane that was asked for."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from tinc_codec.quantise.lattice import Lattice, from_lattice
-from tinc_codec.quantise.lattice_section import CodedLattice, decode_slabs
+from tinc_codec.quantise.lattice_section import CodedLattice, SlabState, decode_slabs
 from tinc_codec.volume.chunk import ChunkInfo, Ranges
 
 
@@ -26,16 +26,18 @@ class LatticeVoxels:
         self._info = info
         self._classes = classes
         self._voxels = np.empty(coded.shape, info.dtype)
-        self._starts = [slab.start for slab in coded.slabs]
-        self._is_decoded = np.zeros(len(coded.slabs), bool)
+        self._starts = np.array([slab.start for slab in coded.slabs])
+        # Planes by slab; what goes on where it is not all of them.
+        self._decoded = np.zeros(len(coded.slabs), np.int64)
+        self._begun: dict[int, SlabState] = {}
 
     @property
     def size_bytes(self) -> int:
-        """Memory once all is decoded; the classes are not counted."""
+        """Memory once all is decoded; the classes are not counted, nor what goes on till then."""
         return self._voxels.nbytes + sum(map(len, self._coded.payloads))
 
     def box(self, volumes: np.ndarray, ranges: Ranges, threads: int) -> np.ndarray:
-        """Return voxels, decoding the slabs that hold them where they are not yet.
+        """Return voxels, decoding the slabs that hold them as far as needed.
 
         Parameters
         ----------
@@ -57,19 +59,28 @@ class LatticeVoxels:
         """
         z, y, x = (slice(*bounds) for bounds in ranges)
         planes = volumes[:, None] * self._coded.shape[1] + np.arange(z.start, z.stop)
-        needed = np.unique(np.searchsorted(self._starts, planes, side="right") - 1)
-        missing = needed[~self._is_decoded[needed]].tolist()
-        if missing:
-            self._decode(missing, threads)
+        slabs = np.searchsorted(self._starts, planes, side="right") - 1
+        stops = np.zeros_like(self._decoded)
+        np.maximum.at(stops, slabs, planes - self._starts[slabs] + 1)
+        missing = np.flatnonzero(stops > self._decoded)
+        if missing.size:
+            self._decode(dict(zip(missing.tolist(), stops[missing].tolist(), strict=True)), threads)
         return self._voxels[volumes, z, y, x]
 
-    def _decode(self, numbers: list[int], threads: int) -> None:
-        # Not under a lock: two threads may decode one slab twice, and write the same.
-        coded = self._coded
+    def _decode(self, stops: dict[int, int], threads: int) -> None:
+        # Not under a lock: two threads may decode one plane twice, and write the same.
+        coded, begun = self._coded, self._begun.copy()
         indices = np.empty((coded.slabs[-1].stop, *coded.shape[2:]), np.int32)
-        decode_slabs(coded, self._classes, numbers, indices, threads)
+        states = decode_slabs(coded, self._classes, stops, indices, threads, begun)
         stack = self._voxels.reshape(indices.shape)
-        for number in numbers:
-            part = coded.slabs[number]
-            from_lattice(Lattice(coded.points, indices[None, part]), self._info, stack[None, part])
-            self._is_decoded[number] = True
+        for number, state in states.items():
+            slab = coded.slabs[number]
+            first = begun[number].planes if number in begun else 0
+            new = slice(slab.start + first, slab.start + state.planes)
+            from_lattice(Lattice(coded.points, indices[None, new]), self._info, stack[None, new])
+            is_whole = new.stop == slab.stop
+            if state.planes > self._decoded[number]:
+                self._decoded[number] = state.planes
+                self._begun[number] = state
+            if is_whole:
+                self._begun.pop(number, None)

@@ -232,8 +232,32 @@ def _code_sign(  # type: ignore[no-untyped-def]
 
 
 @njit(**_COMPILE)
-def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[no-untyped-def]
-    """Code a slab, or decode it into `indices`.
+def _new_memory(shape, n_z):  # type: ignore[no-untyped-def]
+    """Make what a walk knows before the first plane of a slab of that shape."""
+    n_planes, n_y, n_x = shape
+    n_kept = min(3, n_z, n_planes)
+    return (
+        np.zeros((n_kept, n_y + 4, n_x + 4), np.int32),
+        np.zeros((n_kept, n_y + 4, n_x + 4), np.int32),
+        np.full(_LEVELS * _KINDS * _UNARY, _FIRST_ESTIMATE, np.uint32),
+        np.full(_LEVELS * _HALVES, _FIRST_ESTIMATE, np.uint32),
+        np.full(_LEVELS * _SIGN_FRACTIONS, _FIRST_ESTIMATE, np.uint32),
+        np.zeros(_MEANS, np.int64),
+        np.zeros(_MEANS, np.int64),
+        np.array(_FIRST_WEIGHTS, np.int64),
+    )
+
+
+@njit(**_COMPILE)
+def _walk(  # type: ignore[no-untyped-def]
+    state, stream, memory, first, stop, indices, skipped, n_z, top, decoding
+):
+    """Code planes first to stop - 1 of a slab, or decode them into `indices`.
+
+    Parameters
+    ----------
+    memory : tuple of ndarrays
+        From `_new_memory`, as the planes before have left it.
 
     Returns
     -------
@@ -242,20 +266,12 @@ def _walk(state, stream, indices, skipped, n_z, top, decoding):  # type: ignore[
     bool
         False where no encoder can have written it.
     """
-    n_planes, n_y, n_x = indices.shape
-    n_kept = min(3, n_z, n_planes)
-    values = np.zeros((n_kept, n_y + 4, n_x + 4), np.int32)
-    misses = np.zeros((n_kept, n_y + 4, n_x + 4), np.int32)
-    unary = np.full(_LEVELS * _KINDS * _UNARY, _FIRST_ESTIMATE, np.uint32)
-    halves = np.full(_LEVELS * _HALVES, _FIRST_ESTIMATE, np.uint32)
-    signs = np.full(_LEVELS * _SIGN_FRACTIONS, _FIRST_ESTIMATE, np.uint32)
-    sums = np.zeros(_MEANS, np.int64)
-    counts = np.zeros(_MEANS, np.int64)
-    weights = np.array(_FIRST_WEIGHTS, np.int64)
+    _, n_y, n_x = indices.shape
+    values, misses, unary, halves, signs, sums, counts, weights = memory
     f = np.zeros(_TAPS, np.int64)
     has_skipped = skipped.size > 0
     highest = np.int64(top) << _FRACTION_BITS
-    for plane in range(n_planes):
+    for plane in range(first, stop):
         z = plane % n_z
         if z == 0 and plane > 0:
             values[:] = 0
@@ -356,22 +372,62 @@ def encode_slab(indices, skipped, n_z, top):  # type: ignore[no-untyped-def]
     """
     state = start_encoder()
     out = np.empty(indices.size // 2 + _BYTES_PER_VOXEL * (indices.shape[2] + 1), np.uint8)
-    out, _ = _walk(state, out, indices, skipped, n_z, top, False)
+    n_planes = indices.shape[0]
+    memory = _new_memory(indices.shape, n_z)
+    # Not a literal, for which all would be compiled once more.
+    out, _ = _walk(
+        state, out, memory, np.int64(0), n_planes, indices, skipped, n_z, top, False
+    )  # fmt: skip
     return out[: finish_code(state, out)].copy()
 
 
 @njit(**_COMPILE)
-def decode_slab(payload, skipped, n_z, top, indices):  # type: ignore[no-untyped-def]
-    """Decode what `encode_slab` wrote into `indices`, where it is not skipped.
+def start_slab(payload, shape, n_z):  # type: ignore[no-untyped-def]
+    """Begin to decode what `encode_slab` wrote.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8
+    shape : tuple of int
+        (planes, y, x).
+    n_z : int
+
+    Returns
+    -------
+    state : ndarray of int64
+        Of the coder.
+    memory : tuple of ndarrays
+        Of what was decoded; both are changed by `decode_planes`.
+    bool
+        Whether an encoder can have begun so.
+    """
+    state, can_begin = start_decoder(payload)
+    return state, _new_memory(shape, n_z), can_begin
+
+
+@njit(**_COMPILE)
+def decode_planes(  # type: ignore[no-untyped-def]
+    payload, state, memory, first, stop, skipped, n_z, top, indices
+):
+    """Decode the next planes of a slab into `indices`, where they are not skipped.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8
+    state, memory
+        From `start_slab`, with planes 0 to first - 1 decoded.
+    first, stop : int
+        Which planes.
+    skipped, n_z, top, indices
+        As for `encode_slab`, of the whole slab.
 
     Returns
     -------
     bool
-        Whether an encoder can have written this payload, as far as its start, its length and the
-        range of the indices tell.
+        Whether an encoder can have written so much of the payload, as far as the range of the
+        indices tells, and with the last plane the length.
     """
-    state, can_begin = start_decoder(payload)
-    if not can_begin:
-        return False
-    _, valid = _walk(state, payload, indices, skipped, n_z, top, True)
-    return valid and is_at_end(state, payload)
+    _, valid = _walk(
+        state, payload, memory, first, stop, indices, skipped, n_z, top, True
+    )  # fmt: skip
+    return valid and (stop < indices.shape[0] or is_at_end(state, payload))

@@ -6,9 +6,10 @@ References
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,7 +109,8 @@ def read_lattice(
     coded = parse_lattice(data, info)
     volumes, n_z, n_y, n_x = coded.shape
     indices = np.empty((volumes * n_z, n_y, n_x), np.int32)
-    decode_slabs(coded, classes, range(len(coded.slabs)), indices, threads)
+    stops = {number: part.stop - part.start for number, part in enumerate(coded.slabs)}
+    decode_slabs(coded, classes, stops, indices, threads)
     return Lattice(coded.points, indices.reshape(coded.shape))
 
 
@@ -157,50 +159,88 @@ def parse_lattice(data: bytes | memoryview, info: ChunkInfo) -> CodedLattice:
     return CodedLattice(points, shape, slabs, payloads)
 
 
+class SlabState(NamedTuple):
+    """How far a slab is decoded, and what goes on from there; never changed.
+
+    Attributes
+    ----------
+    planes : int
+        Decoded so far.
+    coder : ndarray of int64
+    memory : tuple of ndarrays
+        See `lattice_coder.start_slab`.
+    """
+
+    planes: int
+    coder: np.ndarray
+    memory: tuple[np.ndarray, ...]
+
+
 def decode_slabs(
     coded: CodedLattice,
     classes: np.ndarray | None,
-    numbers: Sequence[int],
+    stops: Mapping[int, int],
     indices: np.ndarray,
     threads: int,
-) -> None:
-    """Decode some slabs.
+    begun: Mapping[int, SlabState] | None = None,
+) -> dict[int, SlabState]:
+    """Decode some slabs, or go on with them.
 
     Parameters
     ----------
     coded : CodedLattice
     classes : ndarray of uint8 or None
         As for `read_lattice`.
-    numbers : sequence of int
-        Which slabs.
+    stops : mapping of int to int
+        By slab: up to which of its planes, at least.
     indices : ndarray of int32
-        Shape (B * z, y, x): receives their voxels' indices.
+        Shape (B * z, y, x): receives the indices of the voxels of these planes.
     threads : int
+    begun : mapping of int to SlabState, optional
+        Slabs of which the first planes are decoded.
+
+    Returns
+    -------
+    dict of int to SlabState
+        How far they are now.
 
     Raises
     ------
     CorruptStreamError
-        If one is not what an encoder writes.
+        If what was decoded of one is not what an encoder writes.
     """
-    from tinc_codec.quantise.lattice_coder import decode_slab
+    from tinc_codec.quantise.lattice_coder import decode_planes, start_slab
 
-    skipped = _skipped(classes, indices.shape)
+    skipped, n_z = _skipped(classes, indices.shape), coded.shape[1]
 
-    def decode(number: int) -> bool:
-        part = coded.slabs[number]
+    def decode(number: int) -> SlabState | None:
+        part, stop = coded.slabs[number], stops[number]
         payload = np.frombuffer(coded.payloads[number], np.uint8).copy()
+        before = None if begun is None else begun.get(number)
+        if before is None:
+            state, memory, can_begin = start_slab(payload, indices[part].shape, n_z)
+            if not can_begin:
+                return None
+            before = SlabState(0, state, memory)
+        if before.planes >= stop:
+            return before
+        coder, memory = before.coder.copy(), tuple(array.copy() for array in before.memory)
         left_out = skipped[part] if skipped.size else skipped
-        top = coded.points.top
-        return bool(decode_slab(payload, left_out, coded.shape[1], top, indices[part]))
+        is_valid = decode_planes(
+            payload, coder, memory, before.planes, stop, left_out, n_z, coded.points.top,
+            indices[part],
+        )  # fmt: skip
+        return SlabState(stop, coder, memory) if is_valid else None
 
-    with ThreadPoolExecutor(max(1, min(threads, len(numbers)))) as pool:
-        valid = list(pool.map(decode, numbers))
-    if not all(valid):
-        wrong = numbers[valid.index(False)]
+    with ThreadPoolExecutor(max(1, min(threads, len(stops)))) as pool:
+        states = dict(zip(stops, pool.map(decode, stops), strict=True))
+    found = {number: state for number, state in states.items() if state is not None}
+    for wrong in states.keys() - found.keys():
         raise CorruptStreamError(
             f"lattice: the {len(coded.payloads[wrong])} bytes of slab {wrong} do not code its "
             "voxels"
         )
+    return found
 
 
 def _read_points(reader: ByteReader, info: ChunkInfo) -> Points:
