@@ -798,6 +798,20 @@ class TestReading:
             assert sorted(decoded) == sorted(planes)
             assert np.abs(found[0].astype(int) - array[volume][tuple(rest)]).max() <= 1
 
+    @pytest.mark.parametrize("shape", [(40, 30, 20), (3, 40, 6, 5), (5, 12, 6, 5), (300, 4), (17,)])
+    def test_slabs_of_the_planes_that_were_asked_for(self, shape):
+        array = contents("mixed", shape, "u1")
+        stream = encode_chunk(array, asked("lattice", max_error=1.0, tile=16))
+        header = header_of(stream)
+        coded = lattice_section.parse_lattice(header.sections[Section.LATTICE], header.info)
+        volumes, depth, _, _ = coded.shape
+        sizes = [slab.stop - slab.start for slab in coded.slabs]
+        if depth > 16:
+            assert sizes == volumes * [*[16] * (depth // 16), *([depth % 16] if depth % 16 else [])]
+        else:
+            assert sizes == [volumes * depth]
+        assert np.abs(decode_chunk(stream).astype(int) - array).max() <= 1
+
     def test_threads_that_go_on_with_one_slab(self):
         array = contents("mixed", (40, 30, 20), "u1")
         stream = encode_chunk(array, asked(max_error=1.0))

@@ -49,8 +49,8 @@ class TINC(Codec, _FrozenDict):
     effort : int
         Encode time spent on quality, 0 to 9. Behind a post-filter, from 1 on, decoding is slower.
     tile : int or "auto"
-        Voxels along each axis of the parts of a chunk's features that can be decoded alone, a
-        power of two from 16 on; 64 by default, of lines and planes more.
+        Voxels along each axis of the parts of a chunk's features that can be decoded alone, and
+        planes of those of a lattice; a power of two from 16 on, 64 by default.
     levels, layers, level_split, node_split, w0, pruning, seed
         Settings of the tree and its fit, see `tinc_codec.params.EncodingParams`.
 

@@ -135,7 +135,7 @@ def _bounded(
 ) -> Iterator[bytes]:
     """Make streams that keep to a largest error, their headers not filled in."""
     if Section.LATTICE in old.header.sections:
-        kept = _keep_lattice(old, array, touched, limit, threads)
+        kept = _keep_lattice(old, array, touched, limit, params, threads)
     else:
         kept = _keep_model(old, array, touched, limit, threads)
     if kept is not None:
@@ -183,7 +183,12 @@ def _keep_model(
 
 
 def _keep_lattice(
-    old: OldChunk, array: np.ndarray, touched: np.ndarray, limit: float, threads: int
+    old: OldChunk,
+    array: np.ndarray,
+    touched: np.ndarray,
+    limit: float,
+    params: EncodingParams,
+    threads: int,
 ) -> bytes | None:
     """Keep the old points; None where the touched voxels, or the untouched, miss the bound so."""
     from tinc_codec.model.render import read_model
@@ -209,7 +214,7 @@ def _keep_lattice(
     fresh = touched[info.valid_slices].reshape(valid.shape)
     if errors[fresh].max(initial=0) > limit or errors[~fresh].any():
         return None
-    body = write_lattice(lattice, info, classes, threads)
+    body = write_lattice(lattice, info, classes, threads, params.given_tile)
     return _stream(info, _classes(array[info.valid_slices]), {int(Section.LATTICE): body})
 
 

@@ -39,11 +39,19 @@ class LatticeFit:
     classes : ndarray of uint8 or None
         As many voxels, 0 where one is finite.
     threads : int
+    most_planes : int, optional
+        As for `write_lattice`.
     """
 
     def __init__(
-        self, original: np.ndarray, info: ChunkInfo, classes: np.ndarray | None, threads: int
+        self,
+        original: np.ndarray,
+        info: ChunkInfo,
+        classes: np.ndarray | None,
+        threads: int,
+        most_planes: int | None = None,
     ) -> None:
+        self._most_planes = most_planes
         self._original, self._info, self._threads = original, info, threads
         self._classes = classes
         self._origin = _commonest(original, classes)
@@ -180,7 +188,7 @@ class LatticeFit:
 
     def write(self, lattice: Lattice) -> bytes:
         """Write the section of a lattice."""
-        return write_lattice(lattice, self._info, self._classes, self._threads)
+        return write_lattice(lattice, self._info, self._classes, self._threads, self._most_planes)
 
     def least_bytes(self) -> int:
         """Count the bytes of a lattice so coarse that nothing is left to say."""

@@ -44,13 +44,17 @@ def tile_of(work: Work, params: EncodingParams) -> int:
     _, *grid = work.values.shape
     z, y, x = grid
     whole = whole_edge((z, y, x))
-    if not isinstance(params.tile, str):
-        return min(params.tile, whole)
+    if params.given_tile is not None:
+        return min(params.given_tile, whole)
     edge = _TILE
     # Of lines and planes cubes hold little, and each takes two bytes and breaks contexts off.
     while edge < whole and math.prod(min(n, edge) for n in grid) < _LEAST_VOXELS:
         edge *= 2
     return min(edge, whole)
+
+
+def _lattice_fit(work: Work, params: EncodingParams, threads: int) -> LatticeFit:
+    return LatticeFit(work.original, work.info, work.classes, threads, params.given_tile)
 
 
 _TILE = 64
@@ -167,7 +171,7 @@ def _finest(work: Work, params: EncodingParams, device: str, threads: int) -> Se
         return _fallback(work, params, device, threads)
     if params.model == "features" or params.effort == 0:
         return sections
-    lattice = _better_lattice(work, sections, threads)
+    lattice = _better_lattice(work, sections, params, threads)
     if lattice is not None:
         return lattice
     if params.effort >= TREE_EFFORT:
@@ -175,12 +179,14 @@ def _finest(work: Work, params: EncodingParams, device: str, threads: int) -> Se
     return sections
 
 
-def _better_lattice(work: Work, features: Sections, threads: int) -> Sections | None:
+def _better_lattice(
+    work: Work, features: Sections, params: EncodingParams, threads: int
+) -> Sections | None:
     """Find a lattice of as many bytes that is nearer to the chunk than features; None if none is.
 
     Where most voxels have one value and the others are noise, it often is.
     """
-    lattices = LatticeFit(work.original, work.info, work.classes, threads)
+    lattices = _lattice_fit(work, params, threads)
     room = work.room([Section.LATTICE])
     scale, _, span, _, _ = value_mapping(work.info)
     step = _LATTICE_STEP * coded_step(features[int(Section.FEATURES)]) * span / scale
@@ -208,7 +214,7 @@ def _lattice_alone(work: Work, params: EncodingParams, threads: int) -> Sections
     TargetError
         If none keeps it.
     """
-    lattices = LatticeFit(work.original, work.info, work.classes, threads)
+    lattices = _lattice_fit(work, params, threads)
     if params.ratio is not None:
         room = work.room([Section.LATTICE])
         scale, _, span, _, _ = value_mapping(work.info)
@@ -240,7 +246,7 @@ def _cheapest(work: Work, params: EncodingParams, device: str, threads: int) -> 
     TargetError
         If neither keeps it.
     """
-    lattices = LatticeFit(work.original, work.info, work.classes, threads)
+    lattices = _lattice_fit(work, params, threads)
     lattice = None if params.max_error is None else lattices.within(params.max_error)
     body = None if lattice is None else lattices.write(lattice)
     features = None

@@ -26,7 +26,11 @@ _SLAB_VOXELS = 1 << 20
 
 
 def write_lattice(
-    lattice: Lattice, info: ChunkInfo, classes: np.ndarray | None, threads: int
+    lattice: Lattice,
+    info: ChunkInfo,
+    classes: np.ndarray | None,
+    threads: int,
+    most_planes: int | None = None,
 ) -> bytes:
     """Write the section.
 
@@ -38,12 +42,16 @@ def write_lattice(
         As many voxels, 0 where one is finite.
     threads : int
         Slabs coded at once.
+    most_planes : int, optional
+        In a slab, of volumes that have more.
 
     References
     ----------
     `docs/format.md` §14
     """
     planes = _planes_per_slab(lattice.indices.shape)
+    if most_planes is not None and most_planes < lattice.indices.shape[1]:
+        planes = min(planes, most_planes)
     payloads = _encode_slabs(lattice, classes, planes, threads)
     points = lattice.points
     head = write_scalar(points.origin)
