@@ -143,14 +143,17 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--ratio", type=float, default=64)
     parser.add_argument("--effort", type=int, nargs="+", default=[0, 4])
-    parser.add_argument("--tile", nargs="+", default=["auto", "32"], help="of features")
+    parser.add_argument("--tile", nargs="+", default=["auto", "32"], help="of all but trees")
     parser.add_argument("--repeats", type=int, default=21)
     options = parser.parse_args()
     volume = volumes.load(options.volume, options.crop, options.data)
     rows = []
     tiles = [tile if tile == "auto" else int(tile) for tile in options.tile]
     for model, effort in itertools.product(MODELS, options.effort):
-        for tile in tiles if model == "features" else ["auto"]:
+        # Lattices are the same at all efforts.
+        if model == "lattice" and effort != options.effort[0]:
+            continue
+        for tile in ["auto"] if model == "tree" else tiles:
             params = EncodingParams(ratio=options.ratio, effort=effort, model=model, tile=tile)
             for row in measure(volume, params, options.repeats):
                 print(row)

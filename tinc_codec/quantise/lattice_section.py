@@ -176,7 +176,7 @@ class SlabState(NamedTuple):
         Decoded so far.
     coder : ndarray of int64
     memory : tuple of ndarrays
-        See `lattice_coder.start_slab`.
+        See `lattice_coder.start_slab`; empty where nothing is left to decode.
     """
 
     planes: int
@@ -225,25 +225,29 @@ def decode_slabs(
         part, stop = coded.slabs[number], stops[number]
         payload = np.frombuffer(coded.payloads[number], np.uint8).copy()
         before = None if begun is None else begun.get(number)
-        if before is None:
-            state, memory, can_begin = start_slab(payload, indices[part].shape, n_z)
+        if before is not None:
+            if before.planes >= stop:
+                return before
+            first, coder = before.planes, before.coder.copy()
+            memory = tuple(array.copy() for array in before.memory)
+        else:
+            first = 0
+            coder, memory, can_begin = start_slab(payload, indices[part].shape, n_z)
             if not can_begin:
                 return None
-            before = SlabState(0, state, memory)
-        if before.planes >= stop:
-            return before
-        coder, memory = before.coder.copy(), tuple(array.copy() for array in before.memory)
         left_out = skipped[part] if skipped.size else skipped
         is_valid = decode_planes(
-            payload, coder, memory, before.planes, stop, left_out, n_z, coded.points.top,
-            indices[part],
-        )  # fmt: skip
-        return SlabState(stop, coder, memory) if is_valid else None
+            payload, coder, memory, first, stop, left_out, n_z, coded.points.top, indices[part]
+        )
+        if not is_valid:
+            return None
+        return SlabState(stop, coder, memory if part.start + stop < part.stop else ())
 
     with ThreadPoolExecutor(max(1, min(threads, len(stops)))) as pool:
         states = dict(zip(stops, pool.map(decode, stops), strict=True))
     found = {number: state for number, state in states.items() if state is not None}
-    for wrong in states.keys() - found.keys():
+    if len(found) < len(states):
+        wrong = min(states.keys() - found.keys())
         raise CorruptStreamError(
             f"lattice: the {len(coded.payloads[wrong])} bytes of slab {wrong} do not code its "
             "voxels"
