@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--volume", default="mri_t1")
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--ratio", type=float, default=64)
+    parser.add_argument("--max-error", type=float, default=8, help="of lattices")
     parser.add_argument("--effort", type=int, nargs="+", default=[0, 4])
     parser.add_argument("--tile", nargs="+", default=["auto", "32"], help="of all but trees")
     parser.add_argument("--repeats", type=int, default=21)
@@ -154,7 +155,11 @@ def main() -> None:
         if model == "lattice" and effort != options.effort[0]:
             continue
         for tile in ["auto"] if model == "tree" else tiles:
-            params = EncodingParams(ratio=options.ratio, effort=effort, model=model, tile=tile)
+            params = EncodingParams(
+                ratio=None if model == "lattice" else options.ratio,
+                max_error=options.max_error if model == "lattice" else None,
+                effort=effort, model=model, tile=tile,
+            )  # fmt: skip
             for row in measure(volume, params, options.repeats):
                 print(row)
                 rows.append({"volume": options.volume, "shape": volume.shape, **row})

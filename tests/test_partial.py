@@ -124,27 +124,27 @@ def empty_cache():
 def evaluated(monkeypatch):
     """Count voxels that trees and wavelets evaluate and feature sections that are taken apart."""
     counts = {"tree": 0, "wavelet": 0, "read": 0}
-    leaves, window, read = (
-        fused.evaluate_leaves,
-        lifting.gather_window,
-        features_module.parse_features,
-    )
+    leaves, read = fused.evaluate_leaves, features_module.parse_features
 
     def count_leaves(parameters, paths, origins, extents, *rest):
         first, last = rest[4:6]
         counts["tree"] += int(extents[first:last].prod(axis=1).sum())
         leaves(parameters, paths, origins, extents, *rest)
 
-    def count_window(coefficients, spans, target):
-        counts["wavelet"] += target.size
-        window(coefficients, spans, target)
+    def counting(gather):
+        def count_window(coefficients, spans, target):
+            counts["wavelet"] += target.size
+            gather(coefficients, spans, target)
+
+        return count_window
 
     def count_read(*arguments):
         counts["read"] += 1
         return read(*arguments)
 
     monkeypatch.setattr(fused, "evaluate_leaves", count_leaves)
-    monkeypatch.setattr(lifting, "gather_window", count_window)
+    for name in ("gather_window", "gather_narrow"):
+        monkeypatch.setattr(lifting, name, counting(getattr(lifting, name)))
     monkeypatch.setattr(features_module, "parse_features", count_read)
     return counts
 
