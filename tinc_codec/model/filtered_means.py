@@ -13,9 +13,9 @@ from tinc_codec.model.block_means import feature_means
 from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.evaluate import map_jobs
 from tinc_codec.model.features import decode_features, feature_step, parse_features
-from tinc_codec.model.filtering import condition, gather_alternate, run_layers
+from tinc_codec.model.filtering import condition, gather_alternate, room_for_tile, run_layers
 from tinc_codec.model.fused import TILE
-from tinc_codec.model.postfilter import N_INPUTS, REACH, PostFilter, layer_table
+from tinc_codec.model.postfilter import REACH, PostFilter, layer_table
 from tinc_codec.model.wavelet import Triple, inverse
 
 _COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -130,13 +130,7 @@ def _filter_diagonals(parameters, table, constants, halves, first, last, added):
     Rows first to last - 1 of added [z, y, x]; halves as for `gather_alternate`.
     """
     _, height, length = added.shape
-    width = N_INPUTS
-    for layer in range(len(table)):
-        width = max(width, table[layer, 2])
-    a = np.empty((width, TILE), np.float32)
-    z = np.empty((width, TILE), np.float32)
-    activity = np.empty(TILE, np.float32)
-    centre = np.empty(TILE, np.float32)
+    a, z, activity, centre = room_for_tile(table)
     for x_start in range(0, length, TILE):
         run = min(TILE, length - x_start)
         rows = TILE // run

@@ -140,12 +140,17 @@ def gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-
         dx = OFFSETS[k, 2]
         after = padded[z + dz, y + dy, x + dx : x + dx + n]
         before = padded[z - dz, y - dy, x - dx : x - dx + n]
-        row = inputs[k, begin : begin + n]
-        for s in range(n):
-            a = after[s] - centre[s]
-            b = before[s] - centre[s]
-            row[s] = a + b
-            total[s] += abs(a) + abs(b)
+        _add_pair(after, before, centre, inputs[k, begin : begin + n], total)
+
+
+@njit(**_COMPILE)
+def _add_pair(after, before, centre, sums, total):  # type: ignore[no-untyped-def]
+    """Sum up both differences to a pair of neighbours, and add their magnitudes to a total."""
+    for s in range(len(sums)):
+        a = after[s] - centre[s]
+        b = before[s] - centre[s]
+        sums[s] = a + b
+        total[s] += abs(a) + abs(b)
 
 
 @njit(**_COMPILE)
@@ -173,12 +178,19 @@ def gather_alternate(halves, z, y, corner, x, n, inputs, activity, centre, begin
         after = halves[(corner + dx) & 1, z + dz, y + dy, first : first + n]
         first = x + (corner - dx) // 2
         before = halves[(corner - dx) & 1, z - dz, y - dy, first : first + n]
-        row = inputs[k, begin : begin + n]
-        for s in range(n):
-            a = after[s] - own[s]
-            b = before[s] - own[s]
-            row[s] = a + b
-            total[s] += abs(a) + abs(b)
+        _add_pair(after, before, own, inputs[k, begin : begin + n], total)
+
+
+@njit(**_COMPILE)
+def room_for_tile(table):  # type: ignore[no-untyped-def]
+    """Make room for a tile of voxels: inputs and outputs of layers, activities, own values."""
+    width = N_INPUTS
+    for layer in range(len(table)):
+        width = max(width, table[layer, 2])
+    return (
+        np.empty((width, TILE), np.float32), np.empty((width, TILE), np.float32),
+        np.empty(TILE, np.float32), np.empty(TILE, np.float32),
+    )  # fmt: skip
 
 
 @njit(**_COMPILE)
@@ -213,13 +225,7 @@ def _gather_short(flat, steps, first, n, inputs, activity, begin):  # type: igno
 def _filter_rows(parameters, table, constants, padded, first, last, out):  # type: ignore[no-untyped-def]
     """Filter rows first to last - 1 of out [z, y, x]."""
     _, height, length = out.shape
-    width = N_INPUTS
-    for layer in range(len(table)):
-        width = max(width, table[layer, 2])
-    a = np.empty((width, TILE), np.float32)
-    z = np.empty((width, TILE), np.float32)
-    activity = np.empty(TILE, np.float32)
-    centre = np.empty(TILE, np.float32)
+    a, z, activity, centre = room_for_tile(table)
     flat = padded.reshape(-1)
     p_row, p_plane = padded.shape[2], padded.shape[1] * padded.shape[2]
     steps = OFFSETS[:, 0] * p_plane + OFFSETS[:, 1] * p_row + OFFSETS[:, 2]
