@@ -51,9 +51,8 @@ class SymbolTables(NamedTuple):
 
 def _tables(probabilities: np.ndarray) -> SymbolTables:
     cumulative = np.array([_cumulative(row) for row in probabilities])
-    marks = np.arange(1 << _GUIDE_BITS) << (_TOTAL_BITS - _GUIDE_BITS)
-    guide = [np.searchsorted(row, marks, side="right") - 1 for row in cumulative]
-    return SymbolTables(cumulative, np.array(guide, dtype=np.uint8))
+    guide = np.array([_guide(row, _GUIDE_BITS)[:-1] for row in cumulative])
+    return SymbolTables(cumulative, guide.astype(np.uint8))
 
 
 @njit(**_COMPILE)
@@ -69,6 +68,20 @@ def _cumulative(probabilities):  # type: ignore[no-untyped-def]
         cumulative[symbol] = np.int64(np.floor(sums[symbol] * scale)) + symbol
     cumulative[n] = 1 << _TOTAL_BITS
     return cumulative
+
+
+@njit(**_COMPILE)
+def _guide(cumulative, bits):  # type: ignore[no-untyped-def]
+    """Give the last symbol that begins at or below each 2^-bits of all, int32 (2^bits + 1)."""
+    guide = np.empty((1 << bits) + 1, np.int32)
+    mark = 0
+    for symbol in range(len(cumulative) - 1):
+        end = np.int64(cumulative[symbol + 1]) - 1
+        while mark <= end >> (_TOTAL_BITS - bits):
+            guide[mark] = symbol
+            mark += 1
+    guide[mark] = len(cumulative) - 2
+    return guide
 
 
 @cache
@@ -174,7 +187,7 @@ def decode_run(state, words, probabilities, symbols):  # type: ignore[no-untyped
         False where the words are no code of anything.
     """
     cumulative = _cumulative(probabilities)
-    guide = _run_guide(cumulative)
+    guide = _guide(cumulative, np.int64(_RUN_GUIDE_BITS))
     offset, size = state[OFFSET], state[RANGE]
     position = np.int64(state[POSITION])
     for i in range(len(symbols)):
@@ -202,20 +215,6 @@ def decode_run(state, words, probabilities, symbols):  # type: ignore[no-untyped
         symbols[i] = symbol
     state[OFFSET], state[RANGE], state[POSITION] = offset, size, position
     return True
-
-
-@njit(**_COMPILE)
-def _run_guide(cumulative):  # type: ignore[no-untyped-def]
-    """Give the last symbol that begins at or below each 2^14, int32 (2^10 + 1)."""
-    guide = np.empty((1 << _RUN_GUIDE_BITS) + 1, np.int32)
-    mark = 0
-    for symbol in range(len(cumulative) - 1):
-        end = np.int64(cumulative[symbol + 1]) - 1
-        while mark <= end >> (_TOTAL_BITS - _RUN_GUIDE_BITS):
-            guide[mark] = symbol
-            mark += 1
-    guide[mark] = len(cumulative) - 2
-    return guide
 
 
 @njit(**_COMPILE)

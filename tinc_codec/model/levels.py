@@ -1,4 +1,4 @@
-"""A chunk's sections -> the chunk at a lower resolution, at the cost of the lower resolution."""
+"""A chunk's sections -> the chunk at a lower resolution, by a short cut where there is one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
