@@ -812,6 +812,17 @@ class TestReading:
             assert sizes == [volumes * depth]
         assert np.abs(decode_chunk(stream).astype(int) - array).max() <= 1
 
+    def test_the_memory_of_what_goes_on_is_counted(self):
+        array = contents("mixed", (40, 30, 20), "u1")
+        header = header_of(encode_chunk(array, asked("lattice", max_error=1.0, tile=16)))
+        coded = lattice_section.parse_lattice(header.sections[Section.LATTICE], header.info)
+        indices = np.empty(array.shape, np.int32)
+        states = lattice_section.decode_slabs(coded, None, {0: 1, 1: 15, 2: 8}, indices, 1)
+        for number, state in states.items():
+            held = state.coder.nbytes + sum(part.nbytes for part in state.memory)
+            limit = lattice_section.state_bytes(coded.slabs[number], coded.shape)
+            assert limit / 4 < held <= limit if number < 2 else held == state.coder.nbytes
+
     def test_threads_that_go_on_with_one_slab(self):
         array = contents("mixed", (40, 30, 20), "u1")
         stream = encode_chunk(array, asked(max_error=1.0))

@@ -5,7 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from tinc_codec.quantise.lattice import Lattice, from_lattice
-from tinc_codec.quantise.lattice_section import CodedLattice, SlabState, decode_slabs
+from tinc_codec.quantise.lattice_section import (
+    CodedLattice,
+    SlabState,
+    decode_slabs,
+    state_bytes,
+)
 from tinc_codec.volume.chunk import ChunkInfo, Ranges
 
 
@@ -33,8 +38,10 @@ class LatticeVoxels:
 
     @property
     def size_bytes(self) -> int:
-        """Memory once all is decoded; the classes are not counted, nor what goes on till then."""
-        return self._voxels.nbytes + sum(map(len, self._coded.payloads))
+        """The most that it takes, the classes left out: voxels, and what goes on with slabs."""
+        coded = self._coded
+        begun = sum(state_bytes(slab, coded.shape) for slab in coded.slabs)
+        return self._voxels.nbytes + sum(map(len, coded.payloads)) + begun
 
     def box(self, volumes: np.ndarray, ranges: Ranges, threads: int) -> np.ndarray:
         """Return voxels, decoding the slabs that hold them as far as needed.

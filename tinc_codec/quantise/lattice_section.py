@@ -23,6 +23,8 @@ from tinc_codec.volume.chunk import FINITE, ChunkInfo
 _MAX_INTEGER_STEP = (1 << 33) - 1
 _SLAB_VOXELS = 1 << 20
 """Voxels of a slab: slabs are coded by themselves, at once, and each learns anew."""
+_TABLE_BYTES, _BYTES_PER_PLACE = 1 << 18, 24
+"""Of a slab's state, what does not depend on the shape, and what three planes take."""
 
 
 def write_lattice(
@@ -182,6 +184,14 @@ class SlabState(NamedTuple):
     planes: int
     coder: np.ndarray
     memory: tuple[np.ndarray, ...]
+
+
+def state_bytes(slab: slice, shape: tuple[int, int, int, int]) -> int:
+    """Bound the memory of a slab's state; a single plane is begun and finished at once."""
+    _, _, n_y, n_x = shape
+    if slab.stop - slab.start == 1:
+        return 0
+    return _TABLE_BYTES + _BYTES_PER_PLACE * (n_y + 4) * (n_x + 4)
 
 
 def decode_slabs(
