@@ -6,11 +6,9 @@ References
 """
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.pyramid import BLOCK_EDGE
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+from tinc_codec.kernels import helper, kernel
 
 MAX_MAGNITUDE = (1 << 24) - 1
 _EXACT = 8
@@ -62,7 +60,7 @@ def buckets_of(symbols: np.ndarray) -> np.ndarray:
     return found.astype(np.int32)
 
 
-@njit(**_COMPILE)
+@helper
 def bucket_of(magnitude):  # type: ignore[no-untyped-def]
     """Return the bucket of a magnitude."""
     if magnitude < _EXACT:
@@ -73,7 +71,7 @@ def bucket_of(magnitude):  # type: ignore[no-untyped-def]
     return _EXACT + (exponent - 3) * _PARTS_PER_OCTAVE + ((magnitude >> (exponent - 2)) & 3)
 
 
-@njit(**_COMPILE)
+@helper
 def nonzero_places(row, places):  # type: ignore[no-untyped-def]
     """List where a row of integers is not 0; return at how many places.
 
@@ -91,7 +89,7 @@ def nonzero_places(row, places):  # type: ignore[no-untyped-def]
     return n
 
 
-@njit(**_COMPILE)
+@kernel
 def represent_band(volume, begin, shape, magnitudes, flags):  # type: ignore[no-untyped-def]
     """Write what stands for a band's symbols, and 1 where a block holds any, into padded arrays.
 

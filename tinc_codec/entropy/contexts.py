@@ -16,13 +16,12 @@ References
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from tinc_codec.entropy.feature_tables import N_CONTEXTS, PHASE_ORDER, WEIGHT_BITS
 from tinc_codec.entropy.pyramid import BLOCK_EDGE
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+from tinc_codec.kernels import helper, kernel
 
 _LEAST_EXPONENT = WEIGHT_BITS - 7
 """Sums below 2^-7 share the first context."""
@@ -39,7 +38,7 @@ def _leading_zeros(typing_context, value):  # type: ignore[no-untyped-def]
     return types.int64(types.int64), generate
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def context_of(total, shift):  # type: ignore[no-untyped-def]
     """Quantise a sum to quarters of an octave."""
     # The largest of those that share the first context has an index of 0 by the same formula.
@@ -49,7 +48,7 @@ def context_of(total, shift):  # type: ignore[no-untyped-def]
     return min(max(index + shift, 0), N_CONTEXTS - 1)
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def first_of_phase(blocks, index, parity, shape):  # type: ignore[no-untyped-def]
     """Return a block's first position of a parity, and how many (0 to 2) there are per axis."""
     z = np.int64(blocks[index, 0]) * BLOCK_EDGE + (parity >> 2)
@@ -61,7 +60,7 @@ def first_of_phase(blocks, index, parity, shape):  # type: ignore[no-untyped-def
     return z, y, x, n_z, n_y, n_x
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def sums_of_phase(  # type: ignore[no-untyped-def]
     field, outer, place, step_z, step_y, step_x, taps, offsets, weights
 ):
@@ -110,7 +109,7 @@ def sums_of_phase(  # type: ignore[no-untyped-def]
     return s0, s1, s2, s3, s4, s5, s6, s7
 
 
-@njit(**_COMPILE)
+@kernel
 def phase_contexts(  # type: ignore[no-untyped-def]
     field, outer, padded, blocks, shape, phase, taps, offsets, weights, shift, places, contexts,
     sums
@@ -166,7 +165,7 @@ def phase_contexts(  # type: ignore[no-untyped-def]
     return n
 
 
-@njit(**_COMPILE)
+@helper
 def order_by_context(places, contexts, ordered, runs):  # type: ignore[no-untyped-def]
     """Sort places by context, keeping their order within each.
 
@@ -204,7 +203,7 @@ def order_by_context(places, contexts, ordered, runs):  # type: ignore[no-untype
     return n_runs
 
 
-@njit(**_COMPILE)
+@kernel
 def ordered_phase(  # type: ignore[no-untyped-def]
     field, outer, padded, blocks, shape, phase, taps, offsets, weights, shift, places, contexts,
     ordered, runs
@@ -217,7 +216,7 @@ def ordered_phase(  # type: ignore[no-untyped-def]
     return n, order_by_context(places[:n], contexts[:n], ordered, runs)
 
 
-@njit(**_COMPILE)
+@kernel
 def ordered_symbols(  # type: ignore[no-untyped-def]
     field, outer, padded, blocks, shape, taps, offsets, weights, shift, places, contexts, ordered,
     symbol_of, symbols, runs
@@ -252,7 +251,7 @@ def ordered_symbols(  # type: ignore[no-untyped-def]
     return n_runs
 
 
-@njit(**_COMPILE)
+@kernel
 def place_symbols(symbols, places, value_of, field):  # type: ignore[no-untyped-def]
     """Write what stands for symbols to their places."""
     for i in range(len(places)):

@@ -9,14 +9,12 @@ References
 """
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.pyramid import BLOCK_EDGE
+from tinc_codec.kernels import helper, kernel
 
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
-
-@njit(**_COMPILE)
+@kernel
 def near_sums(field, width, plane, out):  # type: ignore[no-untyped-def]
     """Add up the six neighbours of every place inside.
 
@@ -39,7 +37,7 @@ def near_sums(field, width, plane, out):  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-@njit(**_COMPILE)
+@kernel
 def outer_sums(  # type: ignore[no-untyped-def]
     fields, padded, coarse, coarse_padded, shifts, coarse_weights, others, other_weights, blocks,
     shape, out
@@ -112,7 +110,7 @@ _STRIP = 256
 """Positions along x, even in number, that are summed up at once."""
 
 
-@njit(**_COMPILE)
+@helper
 def _alternating(weights, n):  # type: ignore[no-untyped-def]
     """Repeat weights [other, parity, 2] along x; uint32 [other, parity // 2, 2, n]."""
     out = np.empty((len(weights), 4, 2, n), np.uint32)
@@ -123,7 +121,7 @@ def _alternating(weights, n):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _coarse_row(  # type: ignore[no-untyped-def]
     own, own_near, total, total_near, even, odd, shift, n, pairs, out
 ):
@@ -146,7 +144,7 @@ def _coarse_row(  # type: ignore[no-untyped-def]
             out[i] = o0 + o1 * own[i] + o2 * own_near[i] + o3 * total[i] + o4 * total_near[i]
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _other_row(  # type: ignore[no-untyped-def]
     field, place, n, width, plane, own_weights, near_weights, out
 ):
@@ -159,7 +157,7 @@ def _other_row(  # type: ignore[no-untyped-def]
         out[i] += own_weights[i] * np.uint32(row[i + 1]) + near_weights[i] * np.uint32(near)
 
 
-@njit(**_COMPILE)
+@kernel
 def block_sums(field, blocks, edges, out):  # type: ignore[no-untyped-def]
     """Add up a padded field of uint16 [z, y, x] in some blocks, limited to uint16.
 
@@ -186,7 +184,7 @@ def block_sums(field, blocks, edges, out):  # type: ignore[no-untyped-def]
         out[i + 1, j + 1, k + 1] = min(total, 65535)
 
 
-@njit(**_COMPILE)
+@kernel
 def total_of_bands(bands, out):  # type: ignore[no-untyped-def]
     """Add up bands of uint16 [band, place], limited to uint16."""
     for place in range(bands.shape[1]):
@@ -196,7 +194,7 @@ def total_of_bands(bands, out):  # type: ignore[no-untyped-def]
         out[place] = min(total, 65535)
 
 
-@njit(**_COMPILE)
+@kernel
 def present_blocks(flags, blocks):  # type: ignore[no-untyped-def]
     """List the blocks whose flag is set, int32 (number, 3), in C order; return how many."""
     n = 0

@@ -6,7 +6,6 @@ References
 """
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.buckets import (
     BUCKET_BASE,
@@ -17,8 +16,7 @@ from tinc_codec.entropy.buckets import (
 )
 from tinc_codec.entropy.pyramid import Shape
 from tinc_codec.errors import CorruptStreamError
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+from tinc_codec.kernels import kernel
 
 _MOST_BITS = 22
 """Of one symbol: its sign and what tells it from others of its bucket."""
@@ -107,7 +105,7 @@ class BitReader:
             )
 
 
-@njit(**_COMPILE)
+@kernel
 def _count_bits(volume, begin, shape, position):  # type: ignore[no-untyped-def]
     """Return a position beyond what `_pack` can reach."""
     count = 0
@@ -119,7 +117,7 @@ def _count_bits(volume, begin, shape, position):  # type: ignore[no-untyped-def]
     return position + _MOST_BITS * count
 
 
-@njit(**_COMPILE)
+@kernel
 def _pack(volume, begin, shape, out, position):  # type: ignore[no-untyped-def]
     """Write sign and remainder of every symbol that is not 0, lowest bit first."""
     places = np.empty(shape[2] + 1, np.int64)
@@ -141,7 +139,7 @@ def _pack(volume, begin, shape, out, position):  # type: ignore[no-untyped-def]
     return position
 
 
-@njit(**_COMPILE)
+@kernel
 def _unpack(  # type: ignore[no-untyped-def]
     magnitudes, margin, plain, position, available, volume, begin, shape
 ):

@@ -119,7 +119,7 @@ def blocks_of(shape: Shape) -> Shape:
 @lru_cache(maxsize=64)
 def every_place(shape: Shape) -> np.ndarray:
     """List all places of a shape in C order, int32 (number, 3); it is only read."""
-    return np.argwhere(np.ones(shape, dtype=bool)).astype(np.int32)
+    return np.argwhere(np.ones(shape, dtype=bool)).astype(np.int32, order="C")
 
 
 def inside(shape: Shape) -> tuple[slice, ...]:

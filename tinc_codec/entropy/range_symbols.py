@@ -14,11 +14,9 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.feature_tables import load_tables
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+from tinc_codec.kernels import helper, kernel
 
 OFFSET, RANGE, POSITION, DIRECTION = range(4)
 """Of a coder's state, uint64: the offset into the range when decoding, the lower end of the range
@@ -55,7 +53,7 @@ def _tables(probabilities: np.ndarray) -> SymbolTables:
     return SymbolTables(cumulative, guide.astype(np.uint8))
 
 
-@njit(**_COMPILE)
+@kernel
 def _cumulative(probabilities):  # type: ignore[no-untyped-def]
     """Say where each symbol's share of 2^24 begins and the last one ends, uint32 (symbol + 1)."""
     n = len(probabilities)
@@ -70,7 +68,7 @@ def _cumulative(probabilities):  # type: ignore[no-untyped-def]
     return cumulative
 
 
-@njit(**_COMPILE)
+@kernel
 def _guide(cumulative, bits):  # type: ignore[no-untyped-def]
     """Give the last symbol that begins at or below each 2^-bits of all, int32 (2^bits + 1)."""
     guide = np.empty((1 << bits) + 1, np.int32)
@@ -102,7 +100,7 @@ def new_state() -> np.ndarray:
     return np.empty(DIRECTION + 1, np.uint64)
 
 
-@njit(**_COMPILE)
+@kernel
 def start_decoding(state, words):  # type: ignore[no-untyped-def]
     """Take the first two words; uint32, those past the end are 0."""
     state[OFFSET] = _word(words, 0) << _WORD_BITS | _word(words, 1)
@@ -111,19 +109,19 @@ def start_decoding(state, words):  # type: ignore[no-untyped-def]
     state[DIRECTION] = 0
 
 
-@njit(**_COMPILE)
+@kernel
 def has_words_left(state, words):  # type: ignore[no-untyped-def]
     """Say whether some words told nothing, now that the last symbol is decoded."""
     needed = np.uint64(0) if state[RANGE] == _FULL else state[POSITION]
     return needed < np.uint64(words.size)
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _word(words, position):  # type: ignore[no-untyped-def]
     return np.uint64(words[position]) if position < words.size else np.uint64(0)
 
 
-@njit(**_COMPILE)
+@kernel
 def decode_places(state, words, tables, places, contexts, value_of, field):  # type: ignore[no-untyped-def]
     """Decode the symbols of some places.
 
@@ -168,7 +166,7 @@ def decode_places(state, words, tables, places, contexts, value_of, field):  # t
     return True
 
 
-@njit(**_COMPILE)
+@kernel
 def decode_run(state, words, probabilities, symbols):  # type: ignore[no-untyped-def]
     """Decode symbols of one distribution.
 
@@ -217,7 +215,7 @@ def decode_run(state, words, probabilities, symbols):  # type: ignore[no-untyped
     return True
 
 
-@njit(**_COMPILE)
+@kernel
 def decode_bits(state, words, n):  # type: ignore[no-untyped-def]
     """Decode an integer of n bits, at most 24; -1 where the words are no code of anything."""
     unit = state[RANGE] >> np.uint64(n)
@@ -233,14 +231,14 @@ def decode_bits(state, words, n):  # type: ignore[no-untyped-def]
     return np.int64(value)
 
 
-@njit(**_COMPILE)
+@kernel
 def start_encoding(state):  # type: ignore[no-untyped-def]
     """Begin a code."""
     state[OFFSET], state[RANGE], state[POSITION] = 0, _FULL, 0
     state[DIRECTION] = ENCODING
 
 
-@njit(**_COMPILE)
+@kernel
 def encode_places(state, words, tables, places, contexts, symbol_of, field):  # type: ignore[no-untyped-def]
     """Code what `decode_places` decodes; `symbol_of` is the symbol of what stands in `field`."""
     for i in range(len(places)):
@@ -251,14 +249,14 @@ def encode_places(state, words, tables, places, contexts, symbol_of, field):  # 
         _narrow(state, words, unit * begin, unit * share)
 
 
-@njit(**_COMPILE)
+@kernel
 def encode_bits(state, words, n, value):  # type: ignore[no-untyped-def]
     """Code what `decode_bits` decodes."""
     unit = state[RANGE] >> np.uint64(n)
     _narrow(state, words, unit * np.uint64(value), unit)
 
 
-@njit(**_COMPILE)
+@helper
 def _narrow(state, words, begin, size):  # type: ignore[no-untyped-def]
     """Go on with a part of the range; `words`, uint32, has room for one more."""
     _raise(state, words, begin)
@@ -270,7 +268,7 @@ def _narrow(state, words, begin, size):  # type: ignore[no-untyped-def]
         state[RANGE] <<= _WORD_BITS
 
 
-@njit(**_COMPILE)
+@helper
 def _raise(state, words, begin):  # type: ignore[no-untyped-def]
     """Raise the lower end of the range, and what was written before where it overflows."""
     before = state[OFFSET]
@@ -283,7 +281,7 @@ def _raise(state, words, begin):  # type: ignore[no-untyped-def]
         words[position] += np.uint32(1)
 
 
-@njit(**_COMPILE)
+@kernel
 def finish_encoding(state, words):  # type: ignore[no-untyped-def]
     """Write the number of the range that ends in the most zero bits; return how many words."""
     bits = np.uint64(63)

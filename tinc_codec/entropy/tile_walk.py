@@ -6,7 +6,6 @@ References
 """
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.buckets import (
     BUCKET_BASE,
@@ -32,17 +31,14 @@ from tinc_codec.entropy.range_symbols import (
     encode_bits,
     encode_places,
 )
+from tinc_codec.kernels import helper, kernel
 
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
-
-_EDGES = (BLOCK_EDGE, BLOCK_EDGE, BLOCK_EDGE)
-_NO_SHIFTS = (0, 0, 0)
 _WORDS_PER_SYMBOL = 2
 """At most: 24 bits and 22 more."""
 _SLACK = 64
 
 
-@njit(**_COMPILE)
+@helper
 def _mirror(field, shape, parity, sides):  # type: ignore[no-untyped-def]
     """Extend a padded field where there are other tiles: what lies at 1 and n - 2 at -1 and n.
 
@@ -81,7 +77,7 @@ def _mirror(field, shape, parity, sides):  # type: ignore[no-untyped-def]
                         field[z, y, target] = field[z, y, source + 1]
 
 
-@njit(**_COMPILE)
+@helper
 def _code_phases(  # type: ignore[no-untyped-def]
     state, words, tables, values, fields, padded, band, coarse, coarse_padded, shifts,
     stencils, blocks, shape, shift, sides, room
@@ -133,7 +129,7 @@ def _code_phases(  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(**_COMPILE)
+@helper
 def _code_rests(state, words, field, begin, shape, symbols):  # type: ignore[no-untyped-def]
     """Code signs and remainders of a band of a tile, which lies at `begin` in its volume."""
     is_encoder = state[DIRECTION] == ENCODING
@@ -159,7 +155,7 @@ def _code_rests(state, words, field, begin, shape, symbols):  # type: ignore[no-
     return True
 
 
-@njit(**_COMPILE)
+@kernel
 def code_level(  # type: ignore[no-untyped-def]
     state, words, tables, values, plan, shifts, n_bands, tile, parent, parent_padded,
     fields, symbols
@@ -196,13 +192,15 @@ def code_level(  # type: ignore[no-untyped-def]
     cells = np.zeros((BANDS, *n_blocks), np.uint16)
     flat, flat_cells = fields.reshape(BANDS, -1), cells.reshape(BANDS, -1)
     coarse = parent, _totals(parent)
-    coarse_cells = _coarse_cells(parent.reshape((BANDS, *parent_padded)), plan, every)
-    sides = _sides(plan, tile)
-    # Not a literal, for which all would be compiled once more.
-    no_shift = np.int64(0)
+    coarse_cells = _coarse_cells(
+        parent.reshape((BANDS, *parent_padded)), n_blocks, plan.shifts, every
+    )
+    sides = _sides(plan.tiles, tile)
+    # Not literals, for which all would be compiled once more.
+    no_shift, edge = np.int64(0), np.int64(BLOCK_EDGE)
     for index in range(n_bands):
         band = plan.masks[index] - 1
-        begin, shape = _box(plan, index, tile)
+        begin, shape = _box(plan.begins[index], plan.shapes[index], plan.edges, tile)
         if shape[0] < 1 or shape[1] < 1 or shape[2] < 1:
             continue
         if is_encoder:
@@ -211,7 +209,7 @@ def code_level(  # type: ignore[no-untyped-def]
         n = _list_blocks(_blocks_of(in_blocks), every)
         if not _code_phases(
             state, words, tables[1], values[1], flat_cells, n_blocks, band, coarse_cells, n_blocks,
-            _NO_SHIFTS, plan.flags, every[:n], in_blocks, no_shift, sides, room,
+            (no_shift, no_shift, no_shift), plan.flags, every[:n], in_blocks, no_shift, sides, room,
         ):  # fmt: skip
             return False
         n = present_blocks(
@@ -224,25 +222,24 @@ def code_level(  # type: ignore[no-untyped-def]
             return False
         if not _code_rests(state, words, fields[band], begin, shape, symbols):
             return False
-        block_sums(fields[band], blocks[:n], _EDGES, cells[band])
+        block_sums(fields[band], blocks[:n], (edge, edge, edge), cells[band])
     return True
 
 
-@njit(**_COMPILE)
+@helper
 def _totals(bands):  # type: ignore[no-untyped-def]
     out = np.empty(bands.shape[1], np.uint16)
     total_of_bands(bands, out)
     return out
 
 
-@njit(**_COMPILE)
-def _coarse_cells(parent, plan, every):  # type: ignore[no-untyped-def]
+@helper
+def _coarse_cells(parent, n_blocks, shifts, every):  # type: ignore[no-untyped-def]
     """Sum up the coarser level in the tile's blocks: per band, uint16 (BANDS, place), and all."""
-    n_blocks = plan.padded_blocks
     cells = np.zeros((BANDS, *n_blocks), np.uint16)
     n = _list_blocks((n_blocks[0] - 2, n_blocks[1] - 2, n_blocks[2] - 2), every)
     edges = (
-        BLOCK_EDGE >> plan.shifts[0], BLOCK_EDGE >> plan.shifts[1], BLOCK_EDGE >> plan.shifts[2],
+        BLOCK_EDGE >> shifts[0], BLOCK_EDGE >> shifts[1], BLOCK_EDGE >> shifts[2],
     )  # fmt: skip
     for band in range(BANDS):
         block_sums(parent[band], every[:n], edges, cells[band])
@@ -250,29 +247,28 @@ def _coarse_cells(parent, plan, every):  # type: ignore[no-untyped-def]
     return flat, _totals(flat)
 
 
-@njit(**_COMPILE)
-def _sides(plan, tile):  # type: ignore[no-untyped-def]
+@helper
+def _sides(tiles, tile):  # type: ignore[no-untyped-def]
     """Say per axis whether there is a tile before and after this one, bool (3, 2)."""
     sides = np.empty((3, 2), np.bool_)
     for axis in range(3):
         sides[axis, 0] = tile[axis] > 0
-        sides[axis, 1] = tile[axis] + 1 < plan.tiles[axis]
+        sides[axis, 1] = tile[axis] + 1 < tiles[axis]
     return sides
 
 
-@njit(**_COMPILE)
-def _box(plan, index, tile):  # type: ignore[no-untyped-def]
+@helper
+def _box(begin, shape, edges, tile):  # type: ignore[no-untyped-def]
     """Return where a tile's part of a band begins in the volume, and its shape, below 1 if none."""
-    z, y, x = tile[0] * plan.edges[0], tile[1] * plan.edges[1], tile[2] * plan.edges[2]
-    begin, shape = plan.begins[index], plan.shapes[index]
+    z, y, x = tile[0] * edges[0], tile[1] * edges[1], tile[2] * edges[2]
     return (begin[0] + z, begin[1] + y, begin[2] + x), (
-        min(plan.edges[0], shape[0] - z),
-        min(plan.edges[1], shape[1] - y),
-        min(plan.edges[2], shape[2] - x),
+        min(edges[0], shape[0] - z),
+        min(edges[1], shape[1] - y),
+        min(edges[2], shape[2] - x),
     )
 
 
-@njit(**_COMPILE)
+@helper
 def _blocks_of(shape):  # type: ignore[no-untyped-def]
     """Return the number of blocks that cover a shape along each axis."""
     return (
@@ -281,7 +277,7 @@ def _blocks_of(shape):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@njit(**_COMPILE)
+@helper
 def _list_blocks(shape, out):  # type: ignore[no-untyped-def]
     """List all places of a shape in C order, int32 (number, 3); return how many."""
     n = 0
@@ -293,15 +289,17 @@ def _list_blocks(shape, out):  # type: ignore[no-untyped-def]
     return n
 
 
-@njit(**_COMPILE)
+@kernel
 def code_corner(state, words, tables, values, context, corner):  # type: ignore[no-untyped-def]
     """Code a low-pass corner, int32 [z, y, x], its centre subtracted; all in one context."""
     is_encoder = state[DIRECTION] == ENCODING
     depth, height, width = corner.shape
+    first = np.int64(0)
+    begin = (first, first, first)
     field = np.zeros((depth + 2, height + 2, width + 2), np.uint16)
     if is_encoder:
         cells = np.zeros(field.shape, np.uint16)
-        represent_band(corner, (0, 0, 0), corner.shape, field, cells)
+        represent_band(corner, begin, corner.shape, field, cells)
     places = np.empty(corner.size, np.int32)
     n = 0
     for z in range(depth):
@@ -314,10 +312,10 @@ def code_corner(state, words, tables, values, context, corner):  # type: ignore[
         encode_places(state, words, tables[0], places, contexts, values[0], field.reshape(-1))
     elif not decode_places(state, words, tables[0], places, contexts, values[0], field.reshape(-1)):
         return False
-    return _code_rests(state, words, field, (0, 0, 0), corner.shape, corner)
+    return _code_rests(state, words, field, begin, corner.shape, corner)
 
 
-@njit(**_COMPILE)
+@kernel
 def to_words(code):  # type: ignore[no-untyped-def]
     """Read big-endian words from uint8, the last one filled up with zero bytes."""
     words = np.zeros((code.size + 3) // 4, np.uint32)
@@ -326,7 +324,7 @@ def to_words(code):  # type: ignore[no-untyped-def]
     return words
 
 
-@njit(**_COMPILE)
+@kernel
 def to_bytes(words):  # type: ignore[no-untyped-def]
     """Write words big-endian as uint8, without zeros at the end; the twin of `to_words`."""
     out = np.empty(4 * len(words), np.uint8)
@@ -338,7 +336,7 @@ def to_bytes(words):  # type: ignore[no-untyped-def]
     return out[:n]
 
 
-@njit(**_COMPILE)
+@kernel
 def room_for(n_symbols):  # type: ignore[no-untyped-def]
     """Make room for the words of so many symbols."""
     return np.empty(_WORDS_PER_SYMBOL * n_symbols + _SLACK, np.uint32)

@@ -6,17 +6,16 @@ a lifting step in the other direction, mirrored at the ends as the steps of `mod
 the steps of the inverse run backwards, with even and odd samples in each other's place.
 """
 
+import math
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import helper, kernel
 from tinc_codec.model.lifting import ALPHA, BETA, DELTA, GAMMA, HIGH_GAIN, LOW_GAIN
 from tinc_codec.model.wavelet import LEAST_SPLIT, Team, Triple, level_shapes
 
 __all__ = ["adjoint"]
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 _STRIP = 512
 """Samples that pass through the steps side by side; a strip of 128 rows fits a core's cache."""
@@ -48,24 +47,24 @@ def adjoint(volumes: np.ndarray, threads: int = 1) -> np.ndarray:
 
 
 def _adjoint_level(volume: np.ndarray, shape: Triple, team: Team) -> None:
-    corner = volume[: shape[0], : shape[1], : shape[2]]
     split = tuple(n >= LEAST_SPLIT for n in shape)
 
     def planes(first: int, last: int) -> None:
-        _adjoint_planes(corner, split[1], split[2], first, last)
+        _adjoint_planes(volume, shape, split[1], split[2], first, last)
 
     def depth(first: int, last: int) -> None:
-        _adjoint_depth(corner, first, last)
+        _adjoint_depth(volume, shape, first, last)
 
-    team.share(planes, shape[0], corner.size)
+    voxels = math.prod(shape)
+    team.share(planes, shape[0], voxels)
     if split[0]:
-        team.share(depth, shape[1], corner.size)
+        team.share(depth, shape[1], voxels)
 
 
-@njit(**_COMPILE)
-def _adjoint_planes(volume, split_y, split_x, first, last):  # type: ignore[no-untyped-def]
-    """Transform planes first to last - 1 along x and y, in place."""
-    height, width = volume.shape[1:]
+@kernel
+def _adjoint_planes(volume, shape, split_y, split_x, first, last):  # type: ignore[no-untyped-def]
+    """Transform planes first to last - 1 of a volume's corner along x and y, in place."""
+    _, height, width = shape
     turned = np.empty((width, height), np.float32)
     block = np.empty((height, width), np.float32)
     for z in range(first, last):
@@ -73,7 +72,7 @@ def _adjoint_planes(volume, split_y, split_x, first, last):  # type: ignore[no-u
             for y in range(height):
                 for x in range(width):
                     turned[x, y] = volume[z, y, x]
-            _lift(turned)
+            _lift(turned, height)
             half = (width + 1) // 2
             for y in range(height):
                 for x in range(width):
@@ -82,7 +81,7 @@ def _adjoint_planes(volume, split_y, split_x, first, last):  # type: ignore[no-u
             for y in range(height):
                 for x in range(width):
                     block[y, x] = volume[z, y, x]
-            _lift(block)
+            _lift(block, width)
             half = (height + 1) // 2
             for y in range(height):
                 source = _interleaved(y, half)
@@ -90,59 +89,59 @@ def _adjoint_planes(volume, split_y, split_x, first, last):  # type: ignore[no-u
                     volume[z, y, x] = block[source, x]
 
 
-@njit(**_COMPILE)
-def _adjoint_depth(volume, first, last):  # type: ignore[no-untyped-def]
-    """Transform rows first to last - 1 along z, in place."""
-    depth, _, width = volume.shape
+@kernel
+def _adjoint_depth(volume, shape, first, last):  # type: ignore[no-untyped-def]
+    """Transform rows first to last - 1 of a volume's corner along z, in place."""
+    depth, _, width = shape
     half = (depth + 1) // 2
     block = np.empty((depth, min(width, _STRIP)), np.float32)
     for y in range(first, last):
         for start in range(0, width, _STRIP):
             stop = min(start + _STRIP, width)
-            strip = block[:, : stop - start]
             for z in range(depth):
                 for x in range(start, stop):
-                    strip[z, x - start] = volume[z, y, x]
-            _lift(strip)
+                    block[z, x - start] = volume[z, y, x]
+            _lift(block, stop - start)
             for z in range(depth):
                 source = _interleaved(z, half)
                 for x in range(start, stop):
-                    volume[z, y, x] = strip[source, x - start]
+                    volume[z, y, x] = block[source, x - start]
 
 
-@njit(**_COMPILE)
+@helper
 def _interleaved(position, half):  # type: ignore[no-untyped-def]
     return 2 * position if position < half else 2 * (position - half) + 1
 
 
-@njit(**_COMPILE)
-def _lift(block):  # type: ignore[no-untyped-def]
-    """Run the steps along axis 0, in place; low-pass results at even rows, high-pass at odd."""
+@helper
+def _lift(block, n):  # type: ignore[no-untyped-def]
+    """Run the steps along axis 0 of n columns; low-pass results at even rows, high-pass at odd."""
     last = block.shape[0] - 1
-    _scale(block[0], _DOUBLE)
-    _scale(block[last], _DOUBLE)
-    _step(block, 0, ALPHA)
-    _step(block, 1, BETA)
-    _step(block, 0, GAMMA)
-    _step(block, 1, DELTA)
+    even, odd = np.int64(0), np.int64(1)
+    _scale(block[0], _DOUBLE, n)
+    _scale(block[last], _DOUBLE, n)
+    _step(block, even, ALPHA, n)
+    _step(block, odd, BETA, n)
+    _step(block, even, GAMMA, n)
+    _step(block, odd, DELTA, n)
     for row in range(last + 1):
-        _scale(block[row], LOW_GAIN if row % 2 else HIGH_GAIN)
-    _scale(block[0], _HALF)
-    _scale(block[last], _HALF)
+        _scale(block[row], LOW_GAIN if row % 2 else HIGH_GAIN, n)
+    _scale(block[0], _HALF, n)
+    _scale(block[last], _HALF, n)
 
 
-@njit(**_COMPILE)
-def _step(block, parity, weight):  # type: ignore[no-untyped-def]
+@helper
+def _step(block, parity, weight, n):  # type: ignore[no-untyped-def]
     last = block.shape[0] - 1
     for row in range(parity, last + 1, 2):
         before = block[abs(row - 1)]
         after = block[row + 1 if row < last else last - 1]
         target = block[row]
-        for x in range(block.shape[1]):
+        for x in range(n):
             target[x] -= weight * (before[x] + after[x])
 
 
-@njit(**_COMPILE)
-def _scale(row, factor):  # type: ignore[no-untyped-def]
-    for x in range(row.shape[0]):
+@helper
+def _scale(row, factor, n):  # type: ignore[no-untyped-def]
+    for x in range(n):
         row[x] *= factor

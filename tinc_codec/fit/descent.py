@@ -14,13 +14,13 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.pyramid import Level, low_pass_slices
 from tinc_codec.fit.adjoint import adjoint
 from tinc_codec.fit.feature_search import FeatureCode, fit_to_quality, fit_to_size
 from tinc_codec.fit.features import ABOVE, BELOW, FREE, FeatureFit, FeatureTarget
 from tinc_codec.fit.through_filter import missing_before
+from tinc_codec.kernels import kernel
 from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.features import Features, feature_levels
 from tinc_codec.model.lifting import inverse_planes
@@ -235,7 +235,7 @@ def _axis_norms(sizes: tuple[int, ...]) -> tuple[tuple[np.ndarray, np.ndarray], 
     return tuple(norms)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _take_turns(asked, stored, change, norms, turn, share):  # type: ignore[no-untyped-def]
     """Let those whose turn it is ask for what is stored plus their part of the change."""
     for i in range(len(asked)):

@@ -9,12 +9,12 @@ an empty background.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.bands import choose_low_pass
 from tinc_codec.entropy.buckets import nonzero_places
 from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.fit.rdo import choose_symbols
+from tinc_codec.kernels import kernel
 from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.features import (
     CENTROID_UNIT,
@@ -29,8 +29,6 @@ from tinc_codec.model.features import (
     write_features,
 )
 from tinc_codec.model.wavelet import forward, inverse
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 LMBDA = 0.1
 """Squared steps that a bit is worth; from 0.1 to 0.2 hardly differ."""
@@ -186,14 +184,14 @@ class FeatureFit:
         return write_features(features, low_passes)
 
 
-@njit(**_COMPILE)
+@kernel
 def _demand(values, demands):  # type: ignore[no-untyped-def]
     """Tell what finite voxels ask for."""
     for i in range(len(values)):
         demands[i] = ABOVE if values[i] >= 1 else (BELOW if values[i] <= 0 else EXACT)
 
 
-@njit(**_COMPILE)
+@kernel
 def _add_remainders(  # type: ignore[no-untyped-def]
     coefficients, symbols, begin, shape, inverse_step, sums
 ):
@@ -211,7 +209,7 @@ def _add_remainders(  # type: ignore[no-untyped-def]
                 sums[1, kind] += 1
 
 
-@njit(**_COMPILE)
+@kernel
 def _relax(values, demands, decoded, wanted):  # type: ignore[no-untyped-def]
     for i in range(len(values)):
         wanted[i] = values[i]

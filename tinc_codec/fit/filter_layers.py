@@ -1,16 +1,15 @@
 """The layers of a post-filter, forward, with what the way back needs."""
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import kernel
 from tinc_codec.model.fused import affine
 
 # With reassociation, last bits were seen to depend on where buffers lie, and the bytes with them.
 FAST = {"nnan", "ninf", "nsz", "contract"}
-COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": FAST}
 
 
-@njit(**COMPILE)
+@kernel(fastmath=FAST)
 def forward(parameters, table, x, slope, z, n):  # type: ignore[no-untyped-def]
     """Evaluate the network on n samples; the output is z[0].
 

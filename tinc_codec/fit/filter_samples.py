@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.fit.features import EXACT, FREE, FeatureTarget
+from tinc_codec.kernels import kernel
 from tinc_codec.model.features import step_code
 from tinc_codec.model.filtering import activities, inputs_at, pad
 from tinc_codec.model.fused import TILE
@@ -128,7 +128,7 @@ def _conditioning(activity: float, values: np.ndarray) -> Conditioning:
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel
 def _stratify(chance, uniform, drawn):  # type: ignore[no-untyped-def]
     """Draw places in ascending order, one from each equal part of the sum of their chances."""
     place = 0

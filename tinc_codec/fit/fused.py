@@ -6,14 +6,12 @@ leaf's samples stay in the nearest caches from the coordinates to the gradient.
 """
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import helper, kernel
 from tinc_codec.model.fused import TURNS_PER_RADIAN, affine, fraction_of_turn, sine_of_turn
 
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": True}
 
-
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def sine_and_slope(z, w0, y, slope, n_rows, n):  # type: ignore[no-untyped-def]
     """Compute y = sin(w0 z) and slope = w0 cos(w0 z); all [n_rows, n]."""
     turns = w0 * TURNS_PER_RADIAN
@@ -32,7 +30,7 @@ def sine_and_slope(z, w0, y, slope, n_rows, n):  # type: ignore[no-untyped-def]
             cr[s] = (q * t + np.float32(1)) * w0
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def add_weight_gradient(gradient, weight, bias, n_out, n_in, x, d, n):  # type: ignore[no-untyped-def]
     """Add d x^T to a layer's weights and the sum of d to its biases; x [n_in, n], d [n_out, n]."""
     zero = np.float32(0)
@@ -96,7 +94,7 @@ def add_weight_gradient(gradient, weight, bias, n_out, n_in, x, d, n):  # type: 
             i += 1
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def input_gradient(parameters, weight, n_out, n_in, d, slope, dx, transposed, n):  # type: ignore[no-untyped-def]
     """Compute dx = (W^T d) * slope, the gradient before the sine below; dx [n_in, n].
 
@@ -106,7 +104,7 @@ def input_gradient(parameters, weight, n_out, n_in, d, slope, dx, transposed, n)
         for o in range(n_out):
             transposed[i * n_out + o] = parameters[weight + o * n_in + i]
         transposed[n_in * n_out + i] = np.float32(0)
-    affine(transposed, 0, n_in * n_out, n_in, n_out, d, dx, n)
+    affine(transposed, np.int64(0), n_in * n_out, n_in, n_out, d, dx, n)
     for i in range(n_in):
         row = dx[i]
         c = slope[i]
@@ -114,7 +112,7 @@ def input_gradient(parameters, weight, n_out, n_in, d, slope, dx, transposed, n)
             row[s] *= c[s]
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=True)
 def gather(  # type: ignore[no-untyped-def]
     x, target, importance, values, weights, extent, origin, coordinate_map, axes, start, stride, n
 ):
@@ -146,7 +144,7 @@ def gather(  # type: ignore[no-untyped-def]
             index -= count
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=True)
 def loss_and_gradient(  # type: ignore[no-untyped-def]
     parameters, blocks, weights, scales, paths, origins, extents, coordinate_map, axes, w0, width,
     starts, strides, samples, root_size, task_first, task_last, tasks_per_model, gradient,

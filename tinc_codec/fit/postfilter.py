@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.fit.features import ABOVE, BELOW, FREE, FeatureTarget
-from tinc_codec.fit.filter_layers import COMPILE, forward
+from tinc_codec.fit.filter_layers import FAST, forward
 from tinc_codec.fit.filter_samples import BATCH, Samples, draw_samples
 from tinc_codec.fit.fused import add_weight_gradient, input_gradient
 from tinc_codec.fit.soap import Soap
+from tinc_codec.kernels import kernel
 from tinc_codec.model.filtering import apply_postfilter
 from tinc_codec.model.fused import TILE
 from tinc_codec.model.postfilter import (
@@ -294,7 +294,7 @@ def _round(parameters: np.ndarray, parts: list[slice], codes: list[int]) -> np.n
     return rounded
 
 
-@njit(**COMPILE)
+@kernel(fastmath=FAST)
 def _add_gradient(  # type: ignore[no-untyped-def]
     parameters, table, width, inputs, activity, centre, wanted, weight, demands, first, last,
     factor, gradient
@@ -309,7 +309,8 @@ def _add_gradient(  # type: ignore[no-untyped-def]
     for begin in range(first, last, TILE):
         n = min(TILE, last - begin)
         for i in range(inputs.shape[0]):
-            x[0, i, :n] = inputs[i, begin : begin + n]
+            for s in range(n):
+                x[0, i, s] = inputs[i, begin + s]
         forward(parameters, table, x, slope, z, n)
         for s in range(n):
             i = begin + s

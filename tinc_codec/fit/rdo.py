@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.bands import BandCoder
 from tinc_codec.entropy.buckets import BUCKET_BITS, REPRESENTED, bucket_of
@@ -25,8 +24,7 @@ from tinc_codec.entropy.contexts import (
 from tinc_codec.entropy.feature_tables import PHASE_ORDER, load_tables
 from tinc_codec.entropy.phases import LevelState, Phases
 from tinc_codec.entropy.pyramid import BLOCK_EDGE, Level, low_pass_slices
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+from tinc_codec.kernels import kernel
 
 _LEAST_KEPT = 0.6
 """In steps; a block whose coefficients are all below is not considered."""
@@ -193,7 +191,7 @@ def _count_flags(phases: Phases) -> float:
     return total
 
 
-@njit(**_COMPILE)
+@kernel
 def _worth_a_look(volume, begin, shape, threshold, flags):  # type: ignore[no-untyped-def]
     """Set the padded flags of a band's blocks with a coefficient of at least the threshold."""
     largest = np.empty(shape[2], np.float32)
@@ -212,7 +210,7 @@ def _worth_a_look(volume, begin, shape, threshold, flags):  # type: ignore[no-un
                     row_of_flags[x // BLOCK_EDGE] = 1
 
 
-@njit(**_COMPILE)
+@kernel
 def _choose_phase(  # type: ignore[no-untyped-def]
     field, outer, padded, blocks, shape, phase, taps, offsets, weights, shift, coefficients,
     symbols, begin, inverse_step, lmbda, bits, gains, spent
@@ -271,7 +269,7 @@ def _choose_phase(  # type: ignore[no-untyped-def]
         spent[t] += used
 
 
-@njit(**_COMPILE)
+@kernel
 def _drop_blocks(  # type: ignore[no-untyped-def]
     magnitudes, symbols, begin, shape, blocks, gains, spent, least, flags
 ):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numba import njit
+
+from tinc_codec.kernels import helper, kernel
 
 if TYPE_CHECKING:
     import torch
 
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": True}
 _BETA1, _BETA2, _SHAMPOO_BETA = 0.95, 0.98, 0.98
 _REFRESH_STEPS = 20
 _RIDGE = np.float32(1e-6)
@@ -92,7 +92,7 @@ class Soap:
         self._state[0][models.numpy()] = 0.0
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def _multiply(a, b, c):  # type: ignore[no-untyped-def]
     """Compute c = a b."""
     for i in range(a.shape[0]):
@@ -102,7 +102,7 @@ def _multiply(a, b, c):  # type: ignore[no-untyped-def]
                 c[i, j] += a[i, k] * b[k, j]
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def _multiply_first_transposed(a, b, c):  # type: ignore[no-untyped-def]
     """Compute c = a^T b."""
     c[:] = np.float32(0)
@@ -112,7 +112,7 @@ def _multiply_first_transposed(a, b, c):  # type: ignore[no-untyped-def]
                 c[i, j] += a[k, i] * b[k, j]
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def _multiply_second_transposed(a, b, c):  # type: ignore[no-untyped-def]
     """Compute c = a b^T."""
     for i in range(a.shape[0]):
@@ -123,7 +123,7 @@ def _multiply_second_transposed(a, b, c):  # type: ignore[no-untyped-def]
             c[i, j] = total
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def _turn(covariance, basis, scratch):  # type: ignore[no-untyped-def]
     """Multiply a basis by its covariance and make it orthonormal again, by Gram-Schmidt."""
     n = len(covariance)
@@ -158,7 +158,7 @@ def _turn(covariance, basis, scratch):  # type: ignore[no-untyped-def]
             basis[i, j] = scratch[j, i]
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def _accumulate(covariance, rows, share):  # type: ignore[no-untyped-def]
     """Move a covariance towards rows^T rows by a share."""
     n = len(covariance)
@@ -172,7 +172,7 @@ def _accumulate(covariance, rows, share):  # type: ignore[no-untyped-def]
                 covariance[a, b] += scaled * rows[o, b]
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=True)
 def _advance(  # type: ignore[no-untyped-def]
     gradients, directions, first_moments, second_moments, left_covariances, right_covariances,
     left_bases, right_bases, table, step, refresh, width
@@ -186,7 +186,7 @@ def _advance(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-@njit(**_COMPILE)
+@helper(fastmath=True)
 def _advance_model(  # type: ignore[no-untyped-def]
     gradient, direction, first, second, left_covariance, right_covariance, left_basis,
     right_basis, table, step, refresh, width

@@ -8,11 +8,11 @@ activity that divides them.
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.fit.features import ABOVE, BELOW, EXACT, FREE, FeatureTarget
-from tinc_codec.fit.filter_layers import COMPILE, forward
+from tinc_codec.fit.filter_layers import FAST, forward
 from tinc_codec.fit.fused import input_gradient
+from tinc_codec.kernels import helper, kernel
 from tinc_codec.model.evaluate import map_jobs
 from tinc_codec.model.filtering import (
     ACTIVITY,
@@ -102,7 +102,7 @@ def gradient_before(
     return out, lacking
 
 
-@njit(**COMPILE)
+@kernel(fastmath=FAST)
 def _add_slab(  # type: ignore[no-untyped-def]
     parameters, table, constants, padded, wanted, demands, first, last, gradient, lacking
 ):  # fmt: skip
@@ -126,7 +126,7 @@ def _add_slab(  # type: ignore[no-untyped-def]
         for row in range(height):
             for start in range(0, length, TILE):
                 n = min(TILE, length - start)
-                gather_row(padded, depth, row, start, n, x[0], activity, 0)
+                gather_row(padded, depth, row, start, n, x[0], activity, np.int64(0))
                 for s in range(n):
                     centre[s] = padded[depth + REACH, row + REACH, start + REACH + s]
                 condition(constants, centre, x[0], activity, n)
@@ -162,7 +162,7 @@ def _add_slab(  # type: ignore[no-untyped-def]
                 _scatter(padded, depth, row, start, n, d, activity, by_activity, error, gradient)
 
 
-@njit(**COMPILE)
+@helper(fastmath=FAST)
 def _scatter(padded, depth, row, start, n, d, activity, by_activity, error, gradient):  # type: ignore[no-untyped-def]
     """Give neighbours and centres of n voxels of a row their parts."""
     z = depth + REACH
@@ -194,7 +194,7 @@ def _scatter(padded, depth, row, start, n, d, activity, by_activity, error, grad
         mine[s] += error[s]
 
 
-@njit(**COMPILE)
+@kernel(fastmath=FAST)
 def _temper(missing, lacking):  # type: ignore[no-untyped-def]
     """Divide each block by how much larger it is than the errors behind the filter."""
     depth, height, length = missing.shape
@@ -218,7 +218,7 @@ def _temper(missing, lacking):  # type: ignore[no-untyped-def]
                                 block[a, b, c] *= factor
 
 
-@njit(**COMPILE)
+@kernel(fastmath=FAST)
 def _fold(gradient, values, out):  # type: ignore[no-untyped-def]
     """Transpose `filtering.pad`: add up what repeats a voxel; leave out what leads further away."""
     for z in range(gradient.shape[0]):

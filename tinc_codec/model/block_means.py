@@ -10,15 +10,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import kernel
 from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.evaluate import evaluate_grid
 from tinc_codec.model.features import decode_features, parse_features
 from tinc_codec.model.render import Tree
 from tinc_codec.model.wavelet import Triple, bands, forward, inverse, level_shapes
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 DIRECT_LEVELS = 3
 """Coarser means are means of these: they cost next to nothing any more.
@@ -157,7 +155,7 @@ def voxel_means(voxels: np.ndarray, level: int) -> np.ndarray:
     return means.reshape(*wide.shape[:n_lead], *blocks[3 - (wide.ndim - n_lead) :])
 
 
-@njit(**_COMPILE)
+@kernel
 def _add_blocks(voxels, level, scale, sums, counts):  # type: ignore[no-untyped-def]
     """Add up the finite voxels [volume, z, y, x] of blocks, times a scale, and count them."""
     block = 1 << level
@@ -260,7 +258,7 @@ def _filtered(parts: dict[int, np.ndarray], filters: list[_Filters]) -> np.ndarr
     return parts[0]
 
 
-@njit(**_COMPILE)
+@kernel
 def _add_filtered(source, starts, taps, target):  # type: ignore[no-untyped-def]
     """Add filtered lines along the middle one of three axes."""
     for outer in range(source.shape[0]):

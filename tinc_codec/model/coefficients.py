@@ -6,10 +6,10 @@ References
 """
 
 import numpy as np
-from numba import njit
 
 from tinc_codec.entropy.pyramid import low_pass_slices
 from tinc_codec.entropy.tile_plan import TILED_LEVELS
+from tinc_codec.kernels import kernel
 from tinc_codec.model.features import (
     CENTROID_UNIT,
     Features,
@@ -17,8 +17,6 @@ from tinc_codec.model.features import (
     feature_levels,
     feature_step,
 )
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 def coefficients_of(features: Features, out: np.ndarray | None = None) -> np.ndarray:
@@ -77,26 +75,29 @@ def dequantise_tiles(
     for level, (one, more) in enumerate(section.centroids[:TILED_LEVELS]):
         plan = tiling.plans[level]
         _dequantise_tiles(
-            symbols, out, tiling.places[numbers[finest <= level]], np.array(plan.edges),
+            symbols, out, tiling.places[numbers[finest <= level]], plan.edges,
             plan.begins, plan.shapes, step, np.float32(one * CENTROID_UNIT),
             np.float32(more * CENTROID_UNIT),
         )  # fmt: skip
 
 
-@njit(**_COMPILE)
+@kernel
 def _dequantise_tiles(  # type: ignore[no-untyped-def]
     symbols, values, tiles, edges, begins, shapes, step, one, more
 ):
     for i in range(len(tiles)):
-        start = tiles[i] * edges
+        z, y, x = tiles[i, 0] * edges[0], tiles[i, 1] * edges[1], tiles[i, 2] * edges[2]
         for band in range(len(begins)):
-            shape = np.minimum(edges, shapes[band] - start)
-            if shape.min() > 0:
-                begin = begins[band] + start
+            shape = (
+                min(edges[0], shapes[band, 0] - z), min(edges[1], shapes[band, 1] - y),
+                min(edges[2], shapes[band, 2] - x),
+            )  # fmt: skip
+            if shape[0] > 0 and shape[1] > 0 and shape[2] > 0:
+                begin = (begins[band, 0] + z, begins[band, 1] + y, begins[band, 2] + x)
                 _dequantise(symbols, values, begin, shape, step, one, more)
 
 
-@njit(**_COMPILE)
+@kernel
 def _dequantise(symbols, values, begin, shape, step, one, more):  # type: ignore[no-untyped-def]
     """Turn the symbols of one band into its coefficients, which may lie in the same memory."""
     # Through a row of its own: only then can the compiler tell that nothing overlaps.

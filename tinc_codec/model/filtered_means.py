@@ -7,8 +7,8 @@ What a post-filter adds has means over blocks of two that count (mni152_t1 at 64
 from itertools import pairwise, product
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import kernel
 from tinc_codec.model.block_means import feature_means
 from tinc_codec.model.coefficients import coefficients_of
 from tinc_codec.model.evaluate import map_jobs
@@ -17,8 +17,6 @@ from tinc_codec.model.filtering import condition, gather_alternate, room_for_til
 from tinc_codec.model.fused import TILE
 from tinc_codec.model.postfilter import REACH, PostFilter, layer_table
 from tinc_codec.model.wavelet import Triple, inverse
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 _FINE_STEP = 0.1
 """In t: where coefficients have smaller steps, as at 16x, means do without what a post-filter adds.
@@ -88,7 +86,7 @@ def filtered_means(
     return means
 
 
-@njit(**_COMPILE)
+@kernel
 def _split(volume, first, last, halves):  # type: ignore[no-untyped-def]
     """Clip a volume [z, y, x] to [0, 1], and part even and odd voxels of its rows.
 
@@ -107,7 +105,7 @@ def _split(volume, first, last, halves):  # type: ignore[no-untyped-def]
                     out[i] = min(max(value, np.float32(0)), np.float32(1))
 
 
-@njit(**_COMPILE)
+@kernel
 def _add_up(halves, first, last, means):  # type: ignore[no-untyped-def]
     """Compute the means of blocks of two voxels, rows first to last - 1 of means [z, y, x]."""
     margin = REACH // 2
@@ -123,7 +121,7 @@ def _add_up(halves, first, last, means):  # type: ignore[no-untyped-def]
             out[x] = np.float32(0.125) * total
 
 
-@njit(**_COMPILE)
+@kernel
 def _filter_diagonals(parameters, table, constants, halves, first, last, added):  # type: ignore[no-untyped-def]
     """Compute what the first and the last voxel of blocks receive, half of it each.
 
@@ -158,7 +156,7 @@ def _filter_diagonals(parameters, table, constants, halves, first, last, added):
                         out[s] = half if corner == 0 else out[s] + half
 
 
-@njit(**_COMPILE)
+@kernel
 def _smooth(added, means):  # type: ignore[no-untyped-def]
     """Add what blocks and those next to them receive to means, both [z, y, x]."""
     depth, height, length = added.shape

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from itertools import pairwise, product
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import helper, kernel
 from tinc_codec.model.evaluate import map_jobs
 from tinc_codec.model.fused import TILE, affine
 from tinc_codec.model.postfilter import N_INPUTS, OFFSETS, REACH, PostFilter, layer_table
 
 # As in `model.fused`, and without estimates of reciprocals.
 _FAST = {"nnan", "ninf", "nsz", "contract"}
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
-
 _N_TAPS = len(OFFSETS)
 ACTIVITY = np.float32(3.0 / (2 * _N_TAPS))
 """Of the sum of differences: their mean, times three."""
@@ -92,7 +90,7 @@ def pad(volume: np.ndarray, inner: Sequence[slice] | None = None) -> np.ndarray:
     return padded
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=_FAST)
 def _pad(volume, z_first, y_first, x_first, out):  # type: ignore[no-untyped-def]
     for z in range(out.shape[0]):
         plane = volume[min(max(z + z_first, 0), volume.shape[0] - 1)]
@@ -104,7 +102,7 @@ def _pad(volume, z_first, y_first, x_first, out):  # type: ignore[no-untyped-def
                 target[x] = min(max(value, np.float32(0)), np.float32(1))
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=_FAST)
 def condition(constants, centre, inputs, activity, n):  # type: ignore[no-untyped-def]
     """Complete the inputs of n voxels from sums over pairs [tap, n] and sums of differences."""
     mean = constants[0]
@@ -124,7 +122,7 @@ def condition(constants, centre, inputs, activity, n):  # type: ignore[no-untype
         own[s] = (centre[s] - constants[1]) * constants[2]
 
 
-@njit(**_COMPILE)
+@helper(fastmath=_FAST)
 def gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-untyped-def]
     """Sum up n voxels of a row: per pair both differences, over all pairs their magnitudes."""
     z += REACH
@@ -143,7 +141,7 @@ def gather_row(padded, z, y, x, n, inputs, activity, begin):  # type: ignore[no-
         _add_pair(after, before, centre, inputs[k, begin : begin + n], total)
 
 
-@njit(**_COMPILE)
+@helper(fastmath=_FAST)
 def _add_pair(after, before, centre, sums, total):  # type: ignore[no-untyped-def]
     """Sum up both differences to a pair of neighbours, and add their magnitudes to a total."""
     for s in range(len(sums)):
@@ -153,7 +151,7 @@ def _add_pair(after, before, centre, sums, total):  # type: ignore[no-untyped-de
         total[s] += abs(a) + abs(b)
 
 
-@njit(**_COMPILE)
+@helper(fastmath=_FAST)
 def gather_alternate(halves, z, y, corner, x, n, inputs, activity, centre, begin):  # type: ignore[no-untyped-def]
     """Do what `gather_row` does for n voxels, every other one, and keep them.
 
@@ -181,7 +179,7 @@ def gather_alternate(halves, z, y, corner, x, n, inputs, activity, centre, begin
         _add_pair(after, before, own, inputs[k, begin : begin + n], total)
 
 
-@njit(**_COMPILE)
+@helper(fastmath=_FAST)
 def room_for_tile(table):  # type: ignore[no-untyped-def]
     """Make room for a tile of voxels: inputs and outputs of layers, activities, own values."""
     width = N_INPUTS
@@ -193,7 +191,7 @@ def room_for_tile(table):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@njit(**_COMPILE)
+@helper(fastmath=_FAST)
 def run_layers(parameters, table, x, z, n):  # type: ignore[no-untyped-def]
     """Evaluate the network for n voxels: from x [input, n] to z[0]; both are written to."""
     for layer in range(len(table)):
@@ -207,7 +205,7 @@ def run_layers(parameters, table, x, z, n):  # type: ignore[no-untyped-def]
                     target[s] = max(source[s], np.float32(0))
 
 
-@njit(**_COMPILE)
+@helper(fastmath=_FAST)
 def _gather_short(flat, steps, first, n, inputs, activity, begin):  # type: ignore[no-untyped-def]
     """Do what `gather_row` does, for few voxels quicker: those from flat[first] on."""
     for s in range(n):
@@ -221,7 +219,7 @@ def _gather_short(flat, steps, first, n, inputs, activity, begin):  # type: igno
         activity[begin + s] = total
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=_FAST)
 def _filter_rows(parameters, table, constants, padded, first, last, out):  # type: ignore[no-untyped-def]
     """Filter rows first to last - 1 of out [z, y, x]."""
     _, height, length = out.shape
@@ -257,19 +255,19 @@ def _filter_rows(parameters, table, constants, padded, first, last, out):  # typ
                     target[x_start + s] = centre[i] + activity[i] * z[0, i]
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=_FAST)
 def activities(padded, mean, out):  # type: ignore[no-untyped-def]
     """Compute the activity of every voxel, float32 [z, y, x]; a mean of 0 leaves its floor out."""
-    length = out.shape[2]
+    length, first = out.shape[2], np.int64(0)
     inputs = np.empty((_N_TAPS, length), np.float32)
     for z in range(out.shape[0]):
         for y in range(out.shape[1]):
-            gather_row(padded, z, y, 0, length, inputs, out[z, y], 0)
+            gather_row(padded, z, y, first, length, inputs, out[z, y], first)
             for s in range(length):
                 out[z, y, s] = out[z, y, s] * ACTIVITY + mean * FLOOR
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=_FAST)
 def inputs_at(padded, places, constants, inputs, activity, centre):  # type: ignore[no-untyped-def]
     """Compute the inputs [input, n], activities and clipped values of voxels; places [n, 3]."""
     for i in range(len(places)):

@@ -5,20 +5,19 @@ trains with. Kernels release the GIL and leave threads to the caller.
 """
 
 import numpy as np
-from numba import njit
+
+from tinc_codec.kernels import helper, kernel
 
 # All of fastmath but reassociation: the order of operations is as written, so that a voxel has the
 # same bits in whatever part of a chunk, and in whatever lane of a vector, it is computed.
-_FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "afn"}
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": _FAST}
-
+FAST = {"nnan", "ninf", "nsz", "arcp", "contract", "afn"}
 TURNS_PER_RADIAN = np.float32(0.5 / np.pi)
 
 TILE = 256
 """Voxels evaluated at once: the activations of a layer then stay in the nearest caches."""
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=FAST)
 def affine(parameters, weight, bias, n_out, n_in, x, z, n):  # type: ignore[no-untyped-def]
     """Compute z = W x + b for n samples; x [n_in, n], z [n_out, n].
 
@@ -33,7 +32,7 @@ def affine(parameters, weight, bias, n_out, n_in, x, z, n):  # type: ignore[no-u
         o += 1
 
 
-@njit(**_COMPILE)
+@helper(fastmath=FAST)
 def _four_rows(parameters, weight, bias, n_in, x, z, n):  # type: ignore[no-untyped-def]
     z0 = z[0]
     z1 = z[1]
@@ -121,7 +120,7 @@ def _four_rows(parameters, weight, bias, n_in, x, z, n):  # type: ignore[no-unty
         i += 1
 
 
-@njit(**_COMPILE)
+@helper(fastmath=FAST)
 def _one_row(parameters, weight, bias, n_in, x, z, n):  # type: ignore[no-untyped-def]
     b = parameters[bias]
     for s in range(n):
@@ -147,14 +146,14 @@ def _one_row(parameters, weight, bias, n_in, x, z, n):  # type: ignore[no-untype
         i += 1
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always", fastmath=FAST)
 def fraction_of_turn(z, turns):  # type: ignore[no-untyped-def]
     """Return z * turns less its nearest integer, in [-1/2, 1/2], whatever finite z is."""
     t = z * turns
     return t - np.rint(t)
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always", fastmath=FAST)
 def sine_of_turn(f):  # type: ignore[no-untyped-def]
     """Evaluate sin(2 pi f) for |f| <= 1/2; a minimax polynomial, error below 1e-6 in float32."""
     s = f * f
@@ -165,7 +164,7 @@ def sine_of_turn(f):  # type: ignore[no-untyped-def]
     return f * (p * s + np.float32(6.283182621002197))
 
 
-@njit(**_COMPILE)
+@helper(fastmath=FAST)
 def sine(z, w0, y, n_rows, n):  # type: ignore[no-untyped-def]
     """Compute y = sin(w0 z) for z, y [n_rows, n]."""
     turns = w0 * TURNS_PER_RADIAN
@@ -176,7 +175,7 @@ def sine(z, w0, y, n_rows, n):  # type: ignore[no-untyped-def]
             yr[s] = sine_of_turn(fraction_of_turn(zr[s], turns))
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=FAST)
 def evaluate_leaves(  # type: ignore[no-untyped-def]
     parameters, paths, origins, extents, coordinates, axes, w0, width, first, last, gain, offset,
     mapping, is_integer, out
@@ -227,7 +226,7 @@ def evaluate_leaves(  # type: ignore[no-untyped-def]
                         store(values, gain, offset, mapping, is_integer, stored)
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=FAST)
 def coordinate_table(places, coordinate_map):  # type: ignore[no-untyped-def]
     """Give the network's coordinates of places in voxels, float32 [axis, position]."""
     out = np.empty_like(places)
@@ -239,7 +238,7 @@ def coordinate_table(places, coordinate_map):  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=FAST)
 def place(a, axes, origin, coordinates, x_start, run, row_start, row_stop, height):  # type: ignore[no-untyped-def]
     """Write the coordinates of rows of a leaf into a [axis, sample]."""
     for k in range(axes.shape[0]):
@@ -259,7 +258,7 @@ def place(a, axes, origin, coordinates, x_start, run, row_start, row_stop, heigh
                     target[begin + s] = value
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=FAST)
 def store(values, gain, offset, mapping, is_integer, out):  # type: ignore[no-untyped-def]
     """Twin of `volume.chunk.denormalise` for one row: clip, map in float64, round, clip."""
     scale, low, span, value_min, value_max = mapping
@@ -272,7 +271,7 @@ def store(values, gain, offset, mapping, is_integer, out):  # type: ignore[no-un
         out[s] = min(max(value, value_min), value_max)
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=FAST)
 def store_rows(values, mapping, is_integer, first, last, out):  # type: ignore[no-untyped-def]
     """Store rows first to last - 1 of t, float32 [B, Z, Y, X], as the data's values."""
     _, depth, height, _ = values.shape

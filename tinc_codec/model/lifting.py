@@ -10,9 +10,8 @@ of their own: rows mirrored about an end give the same bits as the mirrored coef
 """
 
 import numpy as np
-from numba import njit
 
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
+from tinc_codec.kernels import helper, kernel
 
 ALPHA = np.float32(-1.586134342059924)
 BETA = np.float32(-0.052980118572961)
@@ -25,7 +24,7 @@ STRIP = 4096
 """Samples that pass through the steps along z side by side: runs of memory longer than a page."""
 
 
-@njit(**_COMPILE)
+@kernel
 def forward_planes(source, target, split_y, split_x, first, last):  # type: ignore[no-untyped-def]
     """Transform planes first to last - 1, counted through [volume, z], along x and y.
 
@@ -59,7 +58,7 @@ def forward_planes(source, target, split_y, split_x, first, last):  # type: igno
                 )  # fmt: skip
 
 
-@njit(**_COMPILE)
+@kernel
 def forward_depth(source, low, rest, split, corner, first, last):  # type: ignore[no-untyped-def]
     """Transform rows first to last - 1, counted through [volume, y], along z.
 
@@ -96,7 +95,7 @@ def forward_depth(source, low, rest, split, corner, first, last):  # type: ignor
                 )
 
 
-@njit(**_COMPILE)
+@kernel
 def inverse_depth(low, rest, target, split, corner, first, last):  # type: ignore[no-untyped-def]
     """Undo `forward_depth` for rows first to last - 1, counted through [volume, y]."""
     depth, height, width = target.shape[1:]
@@ -127,7 +126,7 @@ def inverse_depth(low, rest, target, split, corner, first, last):  # type: ignor
                 _gather_low(low[volume, z], rest[volume, z], flat[volume, z, a:b], corner, y, count)
 
 
-@njit(**_COMPILE)
+@kernel
 def inverse_planes(source, target, split_y, split_x, first, last):  # type: ignore[no-untyped-def]
     """Undo `forward_planes` for planes first to last - 1, counted through [volume, z]."""
     depth, height, width = source.shape[1:]
@@ -160,7 +159,7 @@ def inverse_planes(source, target, split_y, split_x, first, last):  # type: igno
                 _copy(read[y], write[y])
 
 
-@njit(**_COMPILE)
+@kernel
 def gather_window(coefficients, spans, window):  # type: ignore[no-untyped-def]
     """Copy the samples of one level's window.
 
@@ -187,7 +186,7 @@ def gather_window(coefficients, spans, window):  # type: ignore[no-untyped-def]
                 _copy(row[high_x : high_x + more_x], out[n_x:])
 
 
-@njit(**_COMPILE)
+@kernel
 def gather_narrow(coefficients, spans, window):  # type: ignore[no-untyped-def]
     """Copy the samples of one level's window as `gather_window` does, to [volume, x, z, y]."""
     low_z, n_z, high_z, _ = spans[0]
@@ -202,19 +201,19 @@ def gather_narrow(coefficients, spans, window):  # type: ignore[no-untyped-def]
                     window[volume, x, z, y] = row[low_x + x if x < n_x else high_x + x - n_x]
 
 
-@njit(**_COMPILE)
+@helper
 def _mirrored(position, size):  # type: ignore[no-untyped-def]
     """Reflect a position up to three samples beyond the ends of an axis of at least five."""
     position = abs(position)
     return position if position < size else 2 * size - 2 - position
 
 
-@njit(**_COMPILE)
+@helper
 def _strip_rows(width):  # type: ignore[no-untyped-def]
     return max(1, STRIP // width)
 
 
-@njit(**_COMPILE)
+@helper
 def _strip_at(index, last, height, width):  # type: ignore[no-untyped-def]
     """Give the strip of rows from index to at most last - 1, counted through [volume, y].
 
@@ -225,14 +224,14 @@ def _strip_at(index, last, height, width):  # type: ignore[no-untyped-def]
     return index // height, y, count, y * width, (y + count) * width
 
 
-@njit(**_COMPILE)
+@helper
 def _scatter(strip, plane, width, y, count):  # type: ignore[no-untyped-def]
     """Write a strip of count rows of width samples into a plane from row y on."""
     for k in range(count):
         _copy(strip[k * width : (k + 1) * width], plane[y + k, :width])
 
 
-@njit(**_COMPILE)
+@helper
 def _scatter_low(strip, low, rest, corner, y, count):  # type: ignore[no-untyped-def]
     """Write a strip as `_scatter` does, the part within the corner into another plane."""
     width = len(strip) // count
@@ -244,14 +243,14 @@ def _scatter_low(strip, low, rest, corner, y, count):  # type: ignore[no-untyped
         _copy(row[inside:], rest[y + k, inside:width])
 
 
-@njit(**_COMPILE)
+@helper
 def _gather(plane, strip, width, y, count):  # type: ignore[no-untyped-def]
     """Undo `_scatter`."""
     for k in range(count):
         _copy(plane[y + k, :width], strip[k * width : (k + 1) * width])
 
 
-@njit(**_COMPILE)
+@helper
 def _gather_low(low, rest, strip, corner, y, count):  # type: ignore[no-untyped-def]
     """Undo `_scatter_low`."""
     width = len(strip) // count
@@ -263,13 +262,13 @@ def _gather_low(low, rest, strip, corner, y, count):  # type: ignore[no-untyped-
         _copy(rest[y + k, inside:width], row[inside:])
 
 
-@njit(**_COMPILE)
+@helper
 def _copy(source, target):  # type: ignore[no-untyped-def]
     for x in range(target.shape[0]):
         target[x] = source[x]
 
 
-@njit(**_COMPILE)
+@helper
 def _forward_step(s, d, s_next, d1, s1, d2, low, high):  # type: ignore[no-untyped-def]
     """Take in pair i, put out pair i - 1; kept from step to step: d1[i-1], s1[i-1], d2[i-2]."""
     for x in range(s.shape[0]):
@@ -283,7 +282,7 @@ def _forward_step(s, d, s_next, d1, s1, d2, low, high):  # type: ignore[no-untyp
         d2[x] = v
 
 
-@njit(**_COMPILE)
+@helper
 def _inverse_step(low, high, d2, s1, d1, s, even, odd):  # type: ignore[no-untyped-def]
     """Take in pair i; put out even sample i - 1 and odd sample i - 2.
 
@@ -302,7 +301,7 @@ def _inverse_step(low, high, d2, s1, d1, s, even, odd):  # type: ignore[no-untyp
         s[x] = w
 
 
-@njit(**_COMPILE)
+@helper
 def _forward_row(source, target, s, d):  # type: ignore[no-untyped-def]
     """Transform one row; scratch s [i] holds even sample i, d [i + 1] odd sample i."""
     n = source.shape[0]
@@ -329,7 +328,7 @@ def _forward_row(source, target, s, d):  # type: ignore[no-untyped-def]
         target[i] = LOW_GAIN * (s[i] + DELTA * (d[i] + d[i + 1]))
 
 
-@njit(**_COMPILE)
+@helper
 def _inverse_row(source, target, s, d):  # type: ignore[no-untyped-def]
     """Undo `_forward_row`; scratch as there."""
     n = source.shape[0]

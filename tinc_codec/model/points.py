@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-from numba import njit
 
-from tinc_codec.model.fused import _COMPILE, TILE, affine, sine
+from tinc_codec.kernels import kernel
+from tinc_codec.model.fused import FAST, TILE, affine, sine
 from tinc_codec.model.octree_mlp import TreeShape
 from tinc_codec.model.render import Tree
 
@@ -96,7 +96,7 @@ def evaluate_points(
     return out
 
 
-@njit(**_COMPILE)
+@kernel(fastmath=FAST)
 def _evaluate(  # type: ignore[no-untyped-def]
     parameters, paths, ends, places, w0, width, first, last, gain, offset, out
 ):

@@ -11,8 +11,8 @@ References
 """
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import helper, kernel
 from tinc_codec.quantise.scale import half_octave
 from tinc_codec.volume.range_coder import (
     code_plain,
@@ -25,8 +25,6 @@ from tinc_codec.volume.range_coder import (
     start_encoder,
     with_room,
 )
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 _TAPS = 19
 _FIRST_WEIGHTS = (20000, 20000, 20000, -20000, 0, -20000, -20000, 0, 0, 0, 0, 0, 20000) + (0,) * 6
@@ -51,7 +49,7 @@ _RECIPROCALS = (1 << 17) // (2 * np.arange(_MOST_COUNTED + 1, dtype=np.int64) + 
 """Of count + 3/2, in 2^-16."""
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _code(state, stream, estimates, context, bit, decoding):  # type: ignore[no-untyped-def]
     """Code one adaptive decision; returns it."""
     estimate = np.int64(estimates[context])
@@ -70,7 +68,7 @@ def _code(state, stream, estimates, context, bit, decoding):  # type: ignore[no-
     return bit
 
 
-@njit(**_COMPILE)
+@helper
 def _code_escape(state, stream, value, decoding):  # type: ignore[no-untyped-def]
     """Code 1 to 2^26 - 1: the number of its bits in unary, then all but the first; 0 if damaged."""
     length = 0
@@ -85,7 +83,7 @@ def _code_escape(state, stream, value, decoding):  # type: ignore[no-untyped-def
     return leading | code_plain(state, stream, value & (leading - 1), length, decoding)
 
 
-@njit(**_COMPILE)
+@helper
 def _start_row(values, z, y):  # type: ignore[no-untyped-def]
     """Set what stands for neighbours outside the volume, before a row is coded."""
     row = values[z % 3, y + 2]
@@ -97,7 +95,7 @@ def _start_row(values, z, y):  # type: ignore[no-untyped-def]
         row[0] = row[1] = before[2]
 
 
-@njit(**_COMPILE)
+@helper
 def _end_row(values, misses, z, y, n_y, n_x):  # type: ignore[no-untyped-def]
     """Continue a coded row to the right, and a plane beyond its last one."""
     row = values[z % 3, y + 2]
@@ -107,7 +105,7 @@ def _end_row(values, misses, z, y, n_y, n_x):  # type: ignore[no-untyped-def]
         misses[z % 3, n_y + 2] = 0
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _collect(values, base, a, b, c, j, up, mid, down, k, f):  # type: ignore[no-untyped-def]
     """Write by how much the neighbours differ from `base`: planes a, b, c, the last ones."""
     f[0] = values[a, j, k - 1] - base
@@ -131,7 +129,7 @@ def _collect(values, base, a, b, c, j, up, mid, down, k, f):  # type: ignore[no-
     f[18] = values[a, j - 2, k + 1] - base
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _is_flat(f):  # type: ignore[no-untyped-def]
     """Tell whether all neighbours are alike."""
     found = np.int64(0)
@@ -140,7 +138,7 @@ def _is_flat(f):  # type: ignore[no-untyped-def]
     return found == 0
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _missed_around(misses, a, b, c, j, up, mid, down, k):  # type: ignore[no-untyped-def]
     """Add up by how much the neighbours missed their predictions."""
     return (
@@ -151,7 +149,7 @@ def _missed_around(misses, a, b, c, j, up, mid, down, k):  # type: ignore[no-unt
     )  # fmt: skip
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _roughness(f):  # type: ignore[no-untyped-def]
     """Add up by how much neighbours differ from each other."""
     return (
@@ -161,7 +159,7 @@ def _roughness(f):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _guess(weights, base, f, highest):  # type: ignore[no-untyped-def]
     """Predict from weighted differences; the sum of their squares, and their texture."""
     moved, norm = np.int64(0), np.int64(0)
@@ -177,7 +175,7 @@ def _guess(weights, base, f, highest):  # type: ignore[no-untyped-def]
     return guess, norm, texture
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _learn(weights, f, norm, missed):  # type: ignore[no-untyped-def]
     """Move the weights towards those that would have predicted better."""
     if norm > 0 and missed != 0:
@@ -187,7 +185,7 @@ def _learn(weights, f, norm, missed):  # type: ignore[no-untyped-def]
             weights[t] = min(max(weight, -_MAX_WEIGHT), _MAX_WEIGHT)
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _code_miss(  # type: ignore[no-untyped-def]
     state, stream, unary, halves, miss, total, level, kind, decoding
 ):
@@ -218,7 +216,7 @@ def _code_miss(  # type: ignore[no-untyped-def]
     return np.int64(found)
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _code_sign(  # type: ignore[no-untyped-def]
     state, stream, signs, is_less, expected, top, level, fraction, decoding
 ):
@@ -231,7 +229,7 @@ def _code_sign(  # type: ignore[no-untyped-def]
     return _code(state, stream, signs, context, is_less, decoding)
 
 
-@njit(**_COMPILE)
+@helper
 def _new_memory(shape, n_z):  # type: ignore[no-untyped-def]
     """Make what a walk knows before the first plane of a slab of that shape."""
     n_planes, n_y, n_x = shape
@@ -248,7 +246,7 @@ def _new_memory(shape, n_z):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(**_COMPILE)
+@helper
 def _walk(  # type: ignore[no-untyped-def]
     state, stream, memory, first, stop, indices, skipped, n_z, top, decoding
 ):
@@ -346,7 +344,7 @@ def _walk(  # type: ignore[no-untyped-def]
     return stream, True
 
 
-@njit(**_COMPILE)
+@kernel
 def encode_slab(indices, skipped, n_z, top):  # type: ignore[no-untyped-def]
     """Encode planes.
 
@@ -381,7 +379,7 @@ def encode_slab(indices, skipped, n_z, top):  # type: ignore[no-untyped-def]
     return out[: finish_code(state, out)].copy()
 
 
-@njit(**_COMPILE)
+@kernel
 def start_slab(payload, shape, n_z):  # type: ignore[no-untyped-def]
     """Begin to decode what `encode_slab` wrote.
 
@@ -405,7 +403,7 @@ def start_slab(payload, shape, n_z):  # type: ignore[no-untyped-def]
     return state, _new_memory(shape, n_z), can_begin
 
 
-@njit(**_COMPILE)
+@kernel
 def decode_planes(  # type: ignore[no-untyped-def]
     payload, state, memory, first, stop, skipped, n_z, top, indices
 ):

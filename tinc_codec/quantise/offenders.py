@@ -12,8 +12,8 @@ References
 import math
 
 import numpy as np
-from numba import njit
 
+from tinc_codec.kernels import helper, kernel
 from tinc_codec.quantise.scale import half_octave
 from tinc_codec.volume.range_coder import (
     code_plain,
@@ -27,8 +27,6 @@ from tinc_codec.volume.range_coder import (
     start_decoder,
     start_encoder,
 )
-
-_COMPILE = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 INTEGER, FLOAT16, FLOAT32, FLOAT64 = range(4)
 """How values are rounded to their dtype."""
@@ -47,7 +45,7 @@ _DECISION_BYTES = 2
 _SLACK_BYTES = 16
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _rounded(x, kind):  # type: ignore[no-untyped-def]
     """Round a float64 within the dtype's range to the dtype; integers half to even."""
     if kind == INTEGER:
@@ -61,7 +59,7 @@ def _rounded(x, kind):  # type: ignore[no-untyped-def]
     return x
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _ends(t, tolerance, mapping):  # type: ignore[no-untyped-def]
     """Give what the least and the largest t of any device stand for, not rounded; NaN is any t."""
     scale, low, span, value_min, value_max = mapping
@@ -74,7 +72,7 @@ def _ends(t, tolerance, mapping):  # type: ignore[no-untyped-def]
     return min(max(lower, value_min), value_max), min(max(upper, value_min), value_max)
 
 
-@njit(**_COMPILE)
+@kernel
 def count_suspects(original, values, mapping, tolerance, safe_error):  # type: ignore[no-untyped-def]
     """Count the voxels that are farther off than `safe_error` before rounding on some device.
 
@@ -96,7 +94,7 @@ def count_suspects(original, values, mapping, tolerance, safe_error):  # type: i
     return found
 
 
-@njit(**_COMPILE)
+@kernel
 def correct_offenders(  # type: ignore[no-untyped-def]
     original, values, classes, mapping, kind, tolerance, safe_error, max_error, quantum, largest,
     start, positions, multiples,
@@ -157,7 +155,7 @@ def correct_offenders(  # type: ignore[no-untyped-def]
     return n
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _code(state, stream, counts, context, bit, decoding):  # type: ignore[no-untyped-def]
     """Code one adaptive decision; returns it."""
     probability = estimate_bit(counts, context)
@@ -169,7 +167,7 @@ def _code(state, stream, counts, context, bit, decoding):  # type: ignore[no-unt
     return bit
 
 
-@njit(**_COMPILE)
+@helper
 def _code_magnitude(state, stream, counts, magnitude, decoding):  # type: ignore[no-untyped-def]
     """Code 1 to 2^31 - 1: how many bits follow the leading one, then those bits."""
     length = 0
@@ -182,7 +180,7 @@ def _code_magnitude(state, stream, counts, magnitude, decoding):  # type: ignore
     return leading | code_plain(state, stream, magnitude & (leading - 1), length, decoding)
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _segment_level(holds, z, y, s):  # type: ignore[no-untyped-def]
     """Sum up offenders in the segments before and around; `holds` keeps three planes."""
     here, before, farther = holds[z % 3], holds[(z - 1) % 3], holds[(z - 2) % 3]
@@ -195,7 +193,7 @@ def _segment_level(holds, z, y, s):  # type: ignore[no-untyped-def]
     return half_octave(2 * nearest + around)
 
 
-@njit(inline="always", **_COMPILE)
+@kernel(inline="always")
 def _surroundings(cells, z, y, x):  # type: ignore[no-untyped-def]
     """Sum up three neighbours that share a face and six that share an edge, all before."""
     here, before = cells[z % 2], cells[(z - 1) % 2]
@@ -207,17 +205,18 @@ def _surroundings(cells, z, y, x):  # type: ignore[no-untyped-def]
     return faces, edges
 
 
-@njit(**_COMPILE)
+@helper
 def _grown(array, n, limit):  # type: ignore[no-untyped-def]
     """Give `array`, or a larger copy with room for `n` + 1 entries and at most `limit`."""
     if n < array.size:
         return array
     larger = np.empty(min(limit, 2 * array.size + 64), array.dtype)
-    larger[: array.size] = array
+    for i in range(array.size):
+        larger[i] = array[i]
     return larger
 
 
-@njit(**_COMPILE)
+@helper
 def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding):  # type: ignore[no-untyped-def]
     """Code all offenders, or decode them into the arrays, which then are replaced as they grow.
 
@@ -315,7 +314,7 @@ def _walk(state, stream, shape, width, positions, multiples, absolutes, decoding
     return positions, multiples, absolutes, n, n_absolute
 
 
-@njit(**_COMPILE)
+@helper
 def _most_bytes(multiples, n_absolute, shape, width):  # type: ignore[no-untyped-def]
     """Bound the size of the code."""
     n_segments = shape[0] * shape[1] * shape[2] * ((shape[3] + SEGMENT - 1) // SEGMENT)
@@ -331,7 +330,7 @@ def _most_bytes(multiples, n_absolute, shape, width):  # type: ignore[no-untyped
     return decisions * _DECISION_BYTES + plain // 8 + _SLACK_BYTES
 
 
-@njit(**_COMPILE)
+@kernel
 def encode_offenders(positions, multiples, absolutes, shape, width):  # type: ignore[no-untyped-def]
     """Encode corrections.
 
@@ -362,7 +361,7 @@ def encode_offenders(positions, multiples, absolutes, shape, width):  # type: ig
     return out[: finish_code(state, out)].copy()
 
 
-@njit(**_COMPILE)
+@kernel
 def decode_offenders(payload, shape, width):  # type: ignore[no-untyped-def]
     """Decode corrections; the twin of `encode_offenders`.
 

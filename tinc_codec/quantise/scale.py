@@ -1,9 +1,9 @@
 """A logarithmic scale for sums that choose contexts."""
 
-from numba import njit
+from tinc_codec.kernels import kernel
 
 
-@njit(inline="always", nogil=True, cache=True, error_model="numpy")
+@kernel(inline="always")
 def half_octave(total):  # type: ignore[no-untyped-def]
     """Quantise an integer from 0 on: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, 16-23, ...
 

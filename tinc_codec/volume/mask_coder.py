@@ -9,8 +9,8 @@ that a volume repeats the one before, as the frames of a series often do.
 
 import numpy as np
 
+from tinc_codec.kernels import helper, kernel
 from tinc_codec.volume.range_coder import (
-    compiled,
     count_bit,
     decode_bit,
     encode_bit,
@@ -37,7 +37,7 @@ _INHERITED_WEIGHT = 4
 _MAX_BYTES_PER_VOXEL = 7
 
 
-@compiled
+@helper
 def _context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     """Collect the 17 causal neighbours, one bit each: not finite. The nearest come first."""
     previous = b > 0 and padded[b - 1, z, y, x] > 0
@@ -62,7 +62,7 @@ def _context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     )
 
 
-@compiled
+@helper
 def _kind_context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     """Collect the classes of the three neighbours before, two bits each."""
     before = np.int64(padded[b, z - 1, y, x])
@@ -71,7 +71,7 @@ def _kind_context(padded, b, z, y, x):  # type: ignore[no-untyped-def]
     return before | above << 2 | left << 4
 
 
-@compiled
+@helper
 def _surroundings(segments, b, z, y, s):  # type: ignore[no-untyped-def]
     """Give the one class, 0 or 1, of all 15 causal neighbour segments, or `_MIXED`."""
     common = segments[b, z, y, s - 1]
@@ -90,7 +90,7 @@ def _surroundings(segments, b, z, y, s):  # type: ignore[no-untyped-def]
     return common
 
 
-@compiled
+@helper
 def _summary(padded, b, z, y, start, stop):  # type: ignore[no-untyped-def]
     """Give the one class, 0 or 1, of a segment's voxels, or `_MIXED`."""
     first = padded[b, z, y, start]
@@ -102,7 +102,7 @@ def _summary(padded, b, z, y, start, stop):  # type: ignore[no-untyped-def]
     return first
 
 
-@compiled
+@helper
 def _repeats(padded, b):  # type: ignore[no-untyped-def]
     """Tell whether a volume equals the one before it."""
     for z in range(padded.shape[1]):
@@ -113,14 +113,14 @@ def _repeats(padded, b):  # type: ignore[no-untyped-def]
     return True
 
 
-@compiled
+@helper
 def _estimate_finite(counts, nearest_counts, context):  # type: ignore[no-untyped-def]
     zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
     inherited = estimate_bit(nearest_counts, context & _NEAREST) * _INHERITED_WEIGHT
     return max(1, ((ones << 16) + inherited) // (zeros + ones + _INHERITED_WEIGHT))
 
 
-@compiled
+@kernel
 def encode_voxels(padded):  # type: ignore[no-untyped-def]
     """Encode classes 0 to 3.
 
@@ -193,7 +193,7 @@ def encode_voxels(padded):  # type: ignore[no-untyped-def]
     return out[: finish_code(state, out)].copy()
 
 
-@compiled
+@kernel
 def decode_voxels(payload, padded):  # type: ignore[no-untyped-def]
     """Decode classes 0 to 3 into the inside of an array of zeros; the twin of `encode_voxels`.
 

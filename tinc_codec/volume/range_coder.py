@@ -8,11 +8,9 @@ References
 `docs/format.md` §5
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
+
+from tinc_codec.kernels import helper
 
 _MAX_COUNT = 1 << 20
 _MASK_32 = 0xFFFFFFFF
@@ -26,23 +24,14 @@ LOW, RANGE, _CACHE, PENDING, POSITION = range(5)
 TAIL_BYTES = 4
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function, and keep it on disk where that is possible."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:
-        # Neither the package's folder nor the user's cache can be written.
-        return numba.njit(nogil=True)(function)
-
-
-@compiled
+@helper
 def estimate_bit(counts, context):  # type: ignore[no-untyped-def]
     """Estimate the probability of a one, 1 to 65535 of 65536, from counts of zeros and ones."""
     zeros, ones = np.int64(counts[context, 0]), np.int64(counts[context, 1])
     return max(1, ((2 * ones + 1) << 16) // (2 * (zeros + ones) + 2))
 
 
-@compiled
+@helper
 def count_bit(counts, context, bit):  # type: ignore[no-untyped-def]
     """Count a decision; both counts are halved before one grows too large."""
     counts[context, bit] += 1
@@ -51,7 +40,7 @@ def count_bit(counts, context, bit):  # type: ignore[no-untyped-def]
         counts[context, 1] >>= 1
 
 
-@compiled
+@helper
 def shift_low(state, out):  # type: ignore[no-untyped-def]
     """Move the top byte out, held back as long as a carry may still change it."""
     low = state[LOW]
@@ -72,7 +61,7 @@ def shift_low(state, out):  # type: ignore[no-untyped-def]
     state[LOW] = (low & 0x00FFFFFF) << 8
 
 
-@compiled
+@helper
 def encode_bit(state, out, probability, bit):  # type: ignore[no-untyped-def]
     """Code a decision; the probability of a 1 is in units of 2^-16."""
     # The rarer value gets the rounded-down share, so that the common one costs no more than due.
@@ -89,7 +78,7 @@ def encode_bit(state, out, probability, bit):  # type: ignore[no-untyped-def]
         shift_low(state, out)
 
 
-@compiled
+@helper
 def decode_bit(state, payload, probability):  # type: ignore[no-untyped-def]
     """Decode what `encode_bit` coded."""
     rare = probability <= 1 << 15
@@ -108,7 +97,7 @@ def decode_bit(state, payload, probability):  # type: ignore[no-untyped-def]
     return bit
 
 
-@compiled
+@helper
 def next_byte(state, payload):  # type: ignore[no-untyped-def]
     """Take the next byte, 0 beyond the end."""
     position = state[POSITION]
@@ -116,18 +105,19 @@ def next_byte(state, payload):  # type: ignore[no-untyped-def]
     return np.int64(payload[position]) if position < payload.size else np.int64(0)
 
 
-@compiled
+@helper
 def with_room(state, out, n_bytes):  # type: ignore[no-untyped-def]
     """Give `out`, or a larger copy of it, with room for `n_bytes` more and the end."""
     needed = state[POSITION] + state[PENDING] + n_bytes + _SLACK_BYTES
     if needed <= out.size:
         return out
     grown = np.empty(2 * needed, np.uint8)
-    grown[: out.size] = out
+    for i in range(out.size):
+        grown[i] = out[i]
     return grown
 
 
-@compiled
+@helper
 def finish_code(state, out):  # type: ignore[no-untyped-def]
     """Write the end of a code, for which `out` has room; returns the number of all bytes."""
     # Of the numbers that the decoder would take alike, the one with the most trailing zeros.
@@ -145,13 +135,13 @@ def finish_code(state, out):  # type: ignore[no-untyped-def]
     return n_payload
 
 
-@compiled
+@helper
 def start_encoder():  # type: ignore[no-untyped-def]
     """Give the state of a coder that writes."""
     return np.array([0, _MASK_32, 0, 1, -1], np.int64)
 
 
-@compiled
+@helper
 def start_decoder(payload):  # type: ignore[no-untyped-def]
     """Give the state of a coder that reads; and whether an encoder can have begun so."""
     state = np.array([0, _MASK_32, 0, 0, 0], np.int64)
@@ -160,19 +150,19 @@ def start_decoder(payload):  # type: ignore[no-untyped-def]
     return state, state[LOW] < state[RANGE]
 
 
-@compiled
+@helper
 def is_beyond(state, payload):  # type: ignore[no-untyped-def]
     """Tell whether more was read than any encoder leaves out: nothing that follows means much."""
     return state[POSITION] > payload.size + TAIL_BYTES
 
 
-@compiled
+@helper
 def is_at_end(state, payload):  # type: ignore[no-untyped-def]
     """Tell whether a payload is as long as its decisions, which are all taken."""
     return payload.size <= state[POSITION] <= payload.size + TAIL_BYTES
 
 
-@compiled
+@helper
 def code_plain(state, stream, value, n_bits, decoding):  # type: ignore[no-untyped-def]
     """Code the lowest bits of an int64, the highest of them first; returns them."""
     if not decoding:

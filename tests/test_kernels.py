@@ -1,0 +1,82 @@
+"""How kernels are compiled: nothing but time may depend on whether they can be kept on disk."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinc_codec.codec import encode_chunk
+from tinc_codec.params import EncodingParams
+
+ROOT = Path(__file__).parents[1]
+
+DECODE = """
+import pathlib, sys
+import numba.core.caching as caching
+{before}
+from tinc_codec.codec import decode_chunk
+print(decode_chunk(pathlib.Path(sys.argv[1]).read_bytes()).sum())
+"""
+NO_PLACE = "caching.CacheImpl._locator_classes = []"
+"""As on a machine where neither the package's folder nor the user's can be written."""
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+
+
+@pytest.mark.parametrize("before", [NO_PLACE, FULL_DISK], ids=["no place", "full disk"])
+def test_a_chunk_is_read_where_kernels_cannot_be_kept(before: str, tmp_path: Path) -> None:
+    volume = np.add.outer(np.arange(16), np.add.outer(np.arange(16), np.arange(16))).astype("uint8")
+    stream = encode_chunk(volume, EncodingParams(max_error=0))
+    path = tmp_path / "chunk"
+    path.write_bytes(stream)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE.format(before=before), path],
+        check=True, capture_output=True, text=True, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    assert int(done.stdout) == volume.sum()
+
+
+def _decorator(function: ast.FunctionDef) -> str:
+    """Name what compiles a function, if anything."""
+    names = [d.func if isinstance(d, ast.Call) else d for d in function.decorator_list]
+    found = {n.id for n in names if isinstance(n, ast.Name)} & {"kernel", "helper"}
+    return found.pop() if found else ""
+
+
+class _Names(ast.NodeVisitor):
+    """Names that Python code uses, not kernels; and the helpers that a module defines."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+        self.helpers: set[str] = set()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if _decorator(node) == "helper":
+            self.helpers.add(node.name)
+        if not _decorator(node):
+            self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self.used.add(node.id)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.used.add(node.attr)
+        self.generic_visit(node)
+
+
+def test_no_python_code_calls_a_helper() -> None:
+    modules = {}
+    for folder in ("tinc_codec", "tests", "benchmarks", "tools", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = modules[path] = _Names()
+            names.visit(ast.parse(path.read_text()))
+    assert sum(len(names.helpers) for names in modules.values()) > 50
+    for path, names in modules.items():
+        own = {name for name in names.helpers if name.startswith("_")}
+        assert not own & names.used, path
+        for other, theirs in modules.items():
+            assert not (names.helpers - own) & theirs.used, (path, other)
