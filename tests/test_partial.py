@@ -22,7 +22,7 @@ from tinc_codec.bitstream.sections import Section
 from tinc_codec.codec import decode_chunk, decode_region, encode_chunk, open_chunk
 from tinc_codec.errors import LimitError
 from tinc_codec.model import features as features_module
-from tinc_codec.model import fused, lifting
+from tinc_codec.model import fused, lifting, wavelet_windows
 from tinc_codec.model.features import write_features
 from tinc_codec.model.octree_mlp import MAX_LEVELS, TreeShape, axis_splits, uniform_widths
 from tinc_codec.model.opened import CACHE, ChunkCache
@@ -131,20 +131,24 @@ def evaluated(monkeypatch):
         counts["tree"] += int(extents[first:last].prod(axis=1).sum())
         leaves(parameters, paths, origins, extents, *rest)
 
-    def counting(gather):
-        def count_window(coefficients, spans, target):
-            counts["wavelet"] += target.size
-            gather(coefficients, spans, target)
+    def counting(undo):
+        def count_windows(coefficients, low, spans, *rest):
+            windows = spans.reshape(-1, 3, 4)[:, :, 1::2].sum(axis=2)
+            counts["wavelet"] += len(low) * int(windows.prod(axis=1).sum())
+            return undo(coefficients, low, spans, *rest)
 
-        return count_window
+        return count_windows
 
     def count_read(*arguments):
         counts["read"] += 1
         return read(*arguments)
 
     monkeypatch.setattr(fused, "evaluate_leaves", count_leaves)
-    for name in ("gather_window", "gather_narrow"):
-        monkeypatch.setattr(lifting, name, counting(getattr(lifting, name)))
+    for room, name in (
+        (lifting, "inverse_windows"), (wavelet_windows, "_inverse_window"),
+        (wavelet_windows, "_inverse_narrow"),
+    ):  # fmt: skip
+        monkeypatch.setattr(room, name, counting(getattr(room, name)))
     monkeypatch.setattr(features_module, "parse_features", count_read)
     return counts
 

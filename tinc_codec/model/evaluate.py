@@ -111,6 +111,10 @@ def store_values(values: np.ndarray, info: ChunkInfo, out: np.ndarray, threads: 
     from tinc_codec.model import fused
 
     mapping, is_integer = value_mapping(info), info.dtype.kind in "iu"
+    if values.shape[3] < _SHORT and out.flags.c_contiguous:
+        # Rows of few voxels cost more than their voxels.
+        merged = len(values), 1, values.shape[1], math.prod(values.shape[2:])
+        values, out = np.ascontiguousarray(values).reshape(merged), out.reshape(merged)
     rows = math.prod(values.shape[:3])
 
     def fill(target: np.ndarray) -> None:
@@ -125,6 +129,7 @@ def store_values(values: np.ndarray, info: ChunkInfo, out: np.ndarray, threads: 
 
 
 _SHARE_VOXELS = 1 << 19
+_SHORT = 16
 
 
 def _through_native(out: np.ndarray, fill: Callable[[np.ndarray], None]) -> None:

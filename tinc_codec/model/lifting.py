@@ -68,7 +68,7 @@ def forward_depth(source, low, rest, split, corner, first, last):  # type: ignor
     depth, height, width = source.shape[1:]
     flat = source.reshape(len(source), depth, height * width)
     half = corner[0]
-    rows = np.zeros((5, _strip_rows(width) * width), np.float32)
+    rows = np.zeros((5, min(_strip_rows(width), last - first) * width), np.float32)
     index = first
     while index < last:
         volume, y, count, a, b = _strip_at(index, last, height, width)
@@ -101,7 +101,7 @@ def inverse_depth(low, rest, target, split, corner, first, last):  # type: ignor
     depth, height, width = target.shape[1:]
     flat = target.reshape(len(target), depth, height * width)
     half = corner[0]
-    rows = np.zeros((8, _strip_rows(width) * width), np.float32)
+    rows = np.zeros((8, min(_strip_rows(width), last - first) * width), np.float32)
     index = first
     while index < last:
         volume, y, count, a, b = _strip_at(index, last, height, width)
@@ -187,18 +187,62 @@ def gather_window(coefficients, spans, window):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def gather_narrow(coefficients, spans, window):  # type: ignore[no-untyped-def]
-    """Copy the samples of one level's window as `gather_window` does, to [volume, x, z, y]."""
+def gather_narrow(coefficients, spans, first, last, window):  # type: ignore[no-untyped-def]
+    """Copy planes first to last - 1 of a window as `gather_window` does, to [volume, x, z, y]."""
     low_z, n_z, high_z, _ = spans[0]
     low_y, n_y, high_y, _ = spans[1]
     low_x, n_x, high_x, _ = spans[2]
     for volume in range(window.shape[0]):
-        for z in range(window.shape[2]):
+        for z in range(first, last):
             plane = coefficients[volume, low_z + z if z < n_z else high_z + z - n_z]
             for y in range(window.shape[3]):
                 row = plane[low_y + y if y < n_y else high_y + y - n_y]
                 for x in range(window.shape[1]):
                     window[volume, x, z, y] = row[low_x + x if x < n_x else high_x + x - n_x]
+
+
+@kernel
+def inverse_windows(coefficients, low, spans, splits, insides):  # type: ignore[no-untyped-def]
+    """Undo levels in windows, coarsest first: what is small at a single call.
+
+    Parameters
+    ----------
+    coefficients : ndarray of float32
+        Shape (volume, z, y, x).
+    low : ndarray of float32
+        Low-pass samples of the coarsest window.
+    spans : ndarray of int64
+        (level, 3, 4), as for `gather_window`.
+    splits : ndarray of bool
+        (level, 3): whether each axis is split.
+    insides : ndarray of int64
+        (level, 3, 2): from where to where the next level's low-pass samples lie in the window.
+
+    Returns
+    -------
+    ndarray of float32
+        What is inside of the last window.
+    """
+    n, start = len(low), np.int64(0)
+    for level in range(len(spans)):
+        span, split, inside = spans[level], splits[level], insides[level]
+        depth, height = span[0, 1] + span[0, 3], span[1, 1] + span[1, 3]
+        width = span[2, 1] + span[2, 3]
+        rest = np.empty((n, depth, height, width), np.float32)
+        half_way, window = np.empty_like(rest), np.empty_like(rest)
+        gather_window(coefficients, span, rest)
+        corner = low.shape[1], low.shape[2], low.shape[3]
+        inverse_depth(low, rest, half_way, split[0], corner, start, n * height)
+        inverse_planes(half_way, window, split[1], split[2], start, n * depth)
+        z_first, y_first, x_first = inside[0, 0], inside[1, 0], inside[2, 0]
+        z_size, y_size = inside[0, 1] - z_first, inside[1, 1] - y_first
+        low = np.empty((n, z_size, y_size, inside[2, 1] - x_first), np.float32)
+        for volume in range(n):
+            for z in range(z_size):
+                for y in range(y_size):
+                    row = window[volume, z_first + z, y_first + y]
+                    _copy(row[x_first : inside[2, 1]], low[volume, z, y])
+    return low
 
 
 @helper

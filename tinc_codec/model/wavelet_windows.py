@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 
 from tinc_codec.model.wavelet import (
-    Slices,
     Team,
     Triple,
     grid_of,
@@ -23,6 +22,9 @@ from tinc_codec.volume.chunk import Ranges
 
 _REACH = 4
 """Samples on either side of a window that its ends can spoil in the inverse of one level."""
+
+_SMALL = 1 << 15
+"""Samples of the widest window up to which all levels are undone at once: calls cost more there."""
 
 _NARROW = 32
 _NARROW_ROWS = 1024
@@ -103,18 +105,33 @@ def inverse_region(coefficients: np.ndarray, region: Ranges, threads: int = 1) -
     """
     shapes = level_shapes(grid_of(coefficients))
     ranges = needed_ranges(shapes[0], region)
+    low = np.ascontiguousarray(coefficients[:, *slices_of(ranges[-1])])
+    levels = list(reversed(range(len(shapes) - 1)))
+    if not levels:
+        return low
+    splits = [split_axes(shapes[level]) for level in levels]
+    spans = np.array([
+        [_spans(*axis) for axis in zip(ranges[level + 1], shapes[level], split, strict=True)]
+        for level, split in zip(levels, splits, strict=True)
+    ])  # fmt: skip
+    insides = [
+        _inside(ranges[level], ranges[level + 1], split)
+        for level, split in zip(levels, splits, strict=True)
+    ]
+    if len(low) * spans[:, :, 1::2].sum(axis=2).prod(axis=1).max() <= _SMALL:
+        from tinc_codec.model import lifting
+
+        return lifting.inverse_windows(
+            coefficients, low, spans, np.array(splits), np.array(insides)
+        )
     (z, z_stop), (y, y_stop), (x, x_stop) = region
     # Rows of few samples are lifted side by side rather than one by one.
     is_narrow = x_stop - x <= _NARROW and (z_stop - z) * (y_stop - y) >= _NARROW_ROWS
     inverse_window = _inverse_narrow if is_narrow else _inverse_window
-    low = np.ascontiguousarray(coefficients[:, *slices_of(ranges[-1])])
     with Team(threads) as team:
-        for level in reversed(range(len(shapes) - 1)):
-            shape, lows = shapes[level], ranges[level + 1]
-            split = split_axes(shape)
-            spans = np.array([_spans(*axis) for axis in zip(lows, shape, split, strict=True)])
-            window = inverse_window(coefficients, low, spans, split, team)
-            low = window[:, *_inside(ranges[level], lows, split)]
+        for window, split, inside in zip(spans, splits, insides, strict=True):
+            found = inverse_window(coefficients, low, window, split, team)
+            low = found[:, *slices_of(inside)]
     return np.ascontiguousarray(low)
 
 
@@ -165,7 +182,11 @@ def _inverse_narrow(
 
     z, y, x = spans[:, 1::2].sum(axis=1).tolist()
     rest = np.empty((len(low), x, z, y), np.float32)
-    lifting.gather_narrow(coefficients, spans, rest)
+
+    def gather(first: int, last: int) -> None:
+        lifting.gather_narrow(coefficients, spans, first, last, rest)
+
+    team.share(gather, z, rest.size)
     corner = low.transpose(0, 3, 1, 2)
     n_x, n_z, n_y = corner.shape[1:]
     rest[:, :n_x, :n_z, :n_y] = corner
@@ -204,12 +225,12 @@ def _spans(lows: tuple[int, int], size: int, is_split: bool) -> tuple[int, int, 
     return first, stop - first, halved(size) + first, min(stop, size // 2) - first
 
 
-def _inside(ranges: Ranges, lows: Ranges, split: tuple[bool, bool, bool]) -> Slices:
+def _inside(ranges: Ranges, lows: Ranges, split: tuple[bool, bool, bool]) -> list[tuple[int, int]]:
     """Say where in a window of some low-pass samples the ranges lie."""
     origins = (
         2 * first if halves else first for (first, _), halves in zip(lows, split, strict=True)
     )
-    return slices_of(
+    return [
         (start - origin, stop - origin)
         for (start, stop), origin in zip(ranges, origins, strict=True)
-    )
+    ]
