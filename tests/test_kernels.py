@@ -8,9 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
+from typer.testing import CliRunner
 
+from tinc_codec.cli.app import app
 from tinc_codec.codec import encode_chunk
+from tinc_codec.entropy import tile_walk
 from tinc_codec.params import EncodingParams
+from tinc_codec.pipeline import warm_up as warm_up_module
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +43,52 @@ def test_a_chunk_is_read_where_kernels_cannot_be_kept(before: str, tmp_path: Pat
         check=True, capture_output=True, text=True, env=environment, cwd=ROOT,
     )  # fmt: skip
     assert int(done.stdout) == volume.sum()
+
+
+USE = """
+import sys
+from numba.core import event
+
+class Listener(event.Listener):
+    def on_start(self, event):
+        print(event.data["dispatcher"].py_func.__qualname__)
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Listener())
+import numpy as np
+import zarr
+from tinc_codec import TINC, open_level
+
+volume = np.random.default_rng(0).normal(90, 20, (64, 64, 64)).cumsum(axis=2).astype("uint8")
+for number, settings in enumerate(({"ratio": 64, "effort": 0}, {"ratio": 64}, {"max_error": 9})):
+    array = zarr.create_array(
+        f"{sys.argv[1]}/{number}.zarr", shape=volume.shape, chunks=volume.shape, dtype="uint8",
+        serializer=TINC(**settings), compressors=None,
+    )
+    array[:] = volume
+    array[:], array[3], array[:, :, 3], open_level(array, 1)[:]
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_after_a_warm_up_nothing_is_left_to_compile(tmp_path: Path) -> None:
+    # The command's own process compiles what this one may hold already.
+    command = "from tinc_codec.cli.app import main; main()"
+    for arguments in ([command, "warm-up", "--dtypes", "uint8"], [USE, tmp_path]):
+        done = subprocess.run(
+            [sys.executable, "-c", *arguments],
+            check=True, capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+    assert done.stdout.split() == ["done"]
+
+
+def test_a_warm_up_that_nobody_can_use_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_up_module, "_SETTINGS", ())
+    assert CliRunner().invoke(app, ["warm-up"]).exit_code == 0
+    monkeypatch.setattr(tile_walk.code_level, "_cache", NullCache())
+    assert CliRunner().invoke(app, ["warm-up"]).exit_code == 1
 
 
 def _decorator(function: ast.FunctionDef) -> str:

@@ -12,6 +12,7 @@ from tinc_codec.cli.plan import plan_command
 from tinc_codec.cli.report import report_command
 from tinc_codec.cli.serve import serve_command
 from tinc_codec.cli.verify import verify_command
+from tinc_codec.cli.warm_up import warm_up_command
 
 __all__ = ["app", "main"]
 
@@ -30,6 +31,7 @@ app.command("report")(report_command)
 app.command("decompress")(decompress_command)
 app.command("levels")(levels_command)
 app.command("serve")(serve_command)
+app.command("warm-up")(warm_up_command)
 
 
 def _version(wanted: bool) -> None:
