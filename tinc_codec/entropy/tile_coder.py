@@ -104,7 +104,7 @@ class TileCoder:
         """
         levels, plans = tiling.levels, tiling.plans
         corner = symbols[low_pass_slices(levels, symbols.shape)]
-        rest = np.zeros(corner.shape, np.int32)
+        rest = np.empty(corner.shape, np.int32)
         if self._is_encoder:
             np.subtract(corner, np.int32(low_pass.centre), out=rest)
         _check(code_corner(*self._arguments, low_pass.context, rest))

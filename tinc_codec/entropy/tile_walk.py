@@ -138,6 +138,9 @@ def _code_rests(state, words, field, begin, shape, symbols):  # type: ignore[no-
         for y in range(shape[1]):
             row = field[z + 1, y + 1, 1 : 1 + shape[2]]
             out = symbols[begin[0] + z, begin[1] + y, begin[2] : begin[2] + shape[2]]
+            if not is_encoder:
+                for x in range(shape[2]):
+                    out[x] = 0
             for i in range(nonzero_places(row, found)):
                 x = found[i]
                 bucket = REPRESENTED_BUCKET[row[x]]

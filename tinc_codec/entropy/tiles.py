@@ -126,7 +126,7 @@ class TiledBands:
         ----------
         volume : int
         symbols : ndarray of int32
-            Of the volume, or of its corner that holds these levels; 0: receives them.
+            Of the volume, or of its corner that holds these levels: receives them.
         finest : int
             Number of the finest level that is wanted, at least 2.
         most_high : int
@@ -176,8 +176,7 @@ class TiledBands:
         coarser : ndarray of uint16
             From `coarse`.
         symbols : ndarray of int32
-            Of the volume, or of what the finest level that is wanted takes apart; 0 where they are
-            wanted: receives them.
+            Of the volume, or of what the finest level that is wanted takes apart: receives them.
         most_high : int
             Of that level, bands that are high-pass along more axes are left out.
         threads : int
@@ -240,7 +239,7 @@ def decode_tiled(
     levels = bands.levels
     corner = tuple(s.stop for s in low_pass_slices(levels, grid))
     fine = (*(level.fine for level in levels), corner)[finest]
-    symbols = np.zeros((len(bands.low_passes), *fine), dtype=np.int32)
+    symbols = np.empty((len(bands.low_passes), *fine), dtype=np.int32)
     numbers = np.arange(len(bands.tiling))
     for index, volume in enumerate(symbols):
         if finest >= TILED_LEVELS:

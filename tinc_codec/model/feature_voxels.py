@@ -33,8 +33,9 @@ class FeatureVoxels:
             self._coefficients = coefficients_of(decode_features(section))
             return
         volumes = len(section.low_passes)
-        # Memory that is touched only where something is decoded.
-        self._coefficients = np.zeros((volumes, *section.grid), np.float32)
+        # Memory that is touched only where something is decoded, or beside it: what a window holds
+        # beyond what its region depends on does not count.
+        self._coefficients = np.empty((volumes, *section.grid), np.float32)
         self._coarser: list[np.ndarray | None] = [None] * volumes
         self._decoded = np.zeros((volumes, *section.tiles.tiling.grid), np.uint8)
 
@@ -90,7 +91,7 @@ class FeatureVoxels:
         finest = (TILED_LEVELS - wanted[missing]).astype(np.int64)
         # Not under a lock: two threads may decode one tile twice, and write the same coefficients.
         # The symbols are not where those are, which others may be reading.
-        symbols = np.zeros(section.grid, np.int32)
+        symbols = np.empty(section.grid, np.int32)
         section.tiles.tiles(volume, numbers, finest, coarser, symbols, threads=threads)
         dequantise_tiles(section, symbols, numbers, finest, self._coefficients[volume])
         self._decoded[volume][missing] = wanted[missing]
@@ -100,7 +101,7 @@ class FeatureVoxels:
         assert section.tiles is not None
         low = feature_levels(section.grid)[TILED_LEVELS - 1].low
         corner = tuple(slice(0, n) for n in low)
-        symbols = np.zeros(low, np.int32)
+        symbols = np.empty(low, np.int32)
         coarser = section.tiles.coarse(volume, symbols)
         features = section.features_of(symbols[None], TILED_LEVELS)
         self._coefficients[volume][corner] = coefficients_of(features)[0]
