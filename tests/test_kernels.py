@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,77 @@ def test_a_warm_up_that_nobody_can_use_fails(monkeypatch: pytest.MonkeyPatch) ->
     assert CliRunner().invoke(app, ["warm-up"]).exit_code == 0
     monkeypatch.setattr(tile_walk.code_level, "_cache", NullCache())
     assert CliRunner().invoke(app, ["warm-up"]).exit_code == 1
+
+
+KERNEL = """
+from tinc_codec.kernels import kernel
+from constants import HALF
+
+@kernel
+def halve(x):
+    return x * HALF
+"""
+HALVE = """
+from halve import halve
+print(halve(3), halve(3.5), sum(halve.stats.cache_misses.values()))
+"""
+
+
+class TestKept:
+    """What is on disk is used where it is right, and only there."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Callable[[], str]:
+        """Call a kernel with two types in a process of its own; its source never changes."""
+        (tmp_path / "halve.py").write_text(KERNEL)
+        (tmp_path / "constants.py").write_text("HALF = 0.5")
+        copy = tmp_path / "tinc_codec"
+        for room in ("", "entropy"):
+            (copy / room).mkdir(exist_ok=True)
+            for path in (ROOT / "tinc_codec" / room).glob("*.py"):
+                (copy / room / path.name).write_bytes(path.read_bytes())
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+
+        def run() -> str:
+            done = subprocess.run(
+                [sys.executable, "-c", HALVE],
+                check=True, capture_output=True, text=True, env=environment, cwd=tmp_path,
+            )  # fmt: skip
+            return done.stdout.strip()
+
+        return run
+
+    def test_once_is_enough(self, run: Callable[[], str]) -> None:
+        assert run() == "1.5 1.75 2"
+        assert run() == "1.5 1.75 0"
+
+    def test_another_version_of_what_a_kernel_uses(
+        self, run: Callable[[], str], tmp_path: Path
+    ) -> None:
+        run()
+        room = tmp_path / "tinc_codec" / "entropy"
+        with (room / "buckets.py").open("a") as file:
+            file.write("# changed")
+        assert run() == "1.5 1.75 2"
+        assert run() == "1.5 1.75 0"
+
+    def test_code_for_other_types(self, run: Callable[[], str], tmp_path: Path) -> None:
+        """As two processes leave it that write at once."""
+        run()
+        first, second = sorted((tmp_path / "kept").rglob("*.nbc"))
+        third = first.with_suffix(".other")
+        first.rename(third)
+        second.rename(first)
+        third.rename(second)
+        assert run() == "1.5 1.75 2"
+        assert run() == "1.5 1.75 0"
+
+    def test_damaged_files(self, run: Callable[[], str], tmp_path: Path) -> None:
+        run()
+        for path in (tmp_path / "kept").rglob("*.nb*"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert run() == "1.5 1.75 2"
+        assert run() == "1.5 1.75 0"
 
 
 def _decorator(function: ast.FunctionDef) -> str:

@@ -7,9 +7,13 @@ callers keep to one, and pass no literals where others pass variables.
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.sigutils import normalize_signature
 
 __all__ = ["helper", "kernel"]
 
@@ -38,9 +42,7 @@ def kernel(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     except RuntimeError:
         # Neither the package's folder nor the user's cache can be written.
         return njit(**_OPTIONS, **options)(function)
-    cache = getattr(compiled, "_cache", None)
-    if cache is not None:
-        cache.save_overload = _tolerant(cache.save_overload)
+    _guard(getattr(compiled, "_cache", None))
     return compiled
 
 
@@ -53,11 +55,44 @@ def helper(function: Callable[..., Any] | None = None, /, **options: Any) -> Any
     return kernel(function, no_cpython_wrapper=True, **options)
 
 
-def _tolerant(save: Callable[..., None]) -> Callable[..., None]:
-    """Let a full disk, or a folder that is gone, fail nothing."""
+def _guard(kept: Any) -> None:
+    """Let what numba keeps of a kernel on disk neither fail a call nor change what it computes."""
+    if not hasattr(kept, "_cache_file"):
+        return
+    # By itself it would look at the file of the kernel alone, not at those of what it calls.
+    kept._cache_file._source_stamp = kept._cache_file._source_stamp, _sources()
+    load, save = kept.load_overload, kept.save_overload
+
+    def load_if_right(signature: Any, context: Any) -> Any:
+        # Two processes that compile for two types at once may give both files one name.
+        with suppress(Exception):
+            found = load(signature, context)
+            if found and found.signature.args == normalize_signature(signature)[0]:
+                return found
+        return None
 
     def save_if_possible(*arguments: Any) -> None:
-        with suppress(OSError):
+        try:
             save(*arguments)
+        except OSError:
+            # The disk may be full, or the folder gone.
+            return
+        except Exception:
+            # What is there is damaged.
+            with suppress(Exception):
+                kept.flush()
+                save(*arguments)
 
-    return save_if_possible
+    kept.load_overload, kept.save_overload = load_if_right, save_if_possible
+
+
+@cache
+def _sources() -> str:
+    """Tell one state of the rooms that have kernels, with all constants there, from any other."""
+    texts = {path: path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))}
+    rooms = {path.parent for path, text in texts.items() if b"from tinc_codec.kernels " in text}
+    digest = sha256()
+    for path, text in texts.items():
+        if path.parent in rooms:
+            digest.update(text)
+    return digest.hexdigest()
