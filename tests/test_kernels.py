@@ -92,6 +92,11 @@ def test_a_warm_up_that_nobody_can_use_fails(monkeypatch: pytest.MonkeyPatch) ->
     assert CliRunner().invoke(app, ["warm-up"]).exit_code == 1
 
 
+@pytest.mark.parametrize("dtypes", ["", ",", "uint8,foo", "complex64"])
+def test_a_warm_up_for_no_dtype_is_refused(dtypes: str) -> None:
+    assert CliRunner().invoke(app, ["warm-up", "--dtypes", dtypes]).exit_code == 2
+
+
 KERNEL = """
 from tinc_codec.kernels import kernel
 from constants import HALF

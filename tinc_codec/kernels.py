@@ -2,7 +2,8 @@
 
 A kernel is compiled when it is first called with arguments of some types, and kept on disk for the
 processes that follow. Every further combination of types costs its compilation again, for seconds:
-callers keep to one, and pass no literals where others pass variables.
+callers keep to one, and pass no literals where others pass variables. So does a slice assigned to a
+slice, for the message of an error that cannot occur: `copy_row` does it instead.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 from numba import njit
 from numba.core.sigutils import normalize_signature
 
-__all__ = ["helper", "kernel"]
+__all__ = ["copy_row", "helper", "kernel"]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
@@ -88,11 +89,18 @@ def _guard(kept: Any) -> None:
 
 @cache
 def _sources() -> str:
-    """Tell one state of the rooms that have kernels, with all constants there, from any other."""
+    """Tell one state of this file and of the rooms with kernels, all constants in, from others."""
     texts = {path: path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))}
     rooms = {path.parent for path, text in texts.items() if b"from tinc_codec.kernels " in text}
     digest = sha256()
     for path, text in texts.items():
-        if path.parent in rooms:
+        if path.parent in rooms or path == Path(__file__):
             digest.update(text)
     return digest.hexdigest()
+
+
+@helper
+def copy_row(source, target):  # type: ignore[no-untyped-def]
+    """Copy a row to the beginning of another one."""
+    for i in range(len(source)):
+        target[i] = source[i]

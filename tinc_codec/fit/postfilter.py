@@ -15,7 +15,7 @@ from tinc_codec.fit.filter_layers import FAST, forward
 from tinc_codec.fit.filter_samples import BATCH, Samples, draw_samples
 from tinc_codec.fit.fused import add_weight_gradient, input_gradient
 from tinc_codec.fit.soap import Soap
-from tinc_codec.kernels import kernel
+from tinc_codec.kernels import copy_row, kernel
 from tinc_codec.model.filtering import apply_postfilter
 from tinc_codec.model.fused import TILE
 from tinc_codec.model.postfilter import (
@@ -309,8 +309,7 @@ def _add_gradient(  # type: ignore[no-untyped-def]
     for begin in range(first, last, TILE):
         n = min(TILE, last - begin)
         for i in range(inputs.shape[0]):
-            for s in range(n):
-                x[0, i, s] = inputs[i, begin + s]
+            copy_row(inputs[i, begin : begin + n], x[0, i])
         forward(parameters, table, x, slope, z, n)
         for s in range(n):
             i = begin + s

@@ -130,6 +130,7 @@ def store_values(values: np.ndarray, info: ChunkInfo, out: np.ndarray, threads: 
 
 _SHARE_VOXELS = 1 << 19
 _SHORT = 16
+"""Voxels along x below which the rows of a plane are stored as one."""
 
 
 def _through_native(out: np.ndarray, fill: Callable[[np.ndarray], None]) -> None:

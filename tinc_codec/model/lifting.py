@@ -11,7 +11,7 @@ of their own: rows mirrored about an end give the same bits as the mirrored coef
 
 import numpy as np
 
-from tinc_codec.kernels import helper, kernel
+from tinc_codec.kernels import copy_row, helper, kernel
 
 ALPHA = np.float32(-1.586134342059924)
 BETA = np.float32(-0.052980118572961)
@@ -43,7 +43,7 @@ def forward_planes(source, target, split_y, split_x, first, last):  # type: igno
             if split_x:
                 _forward_row(read[y], unlifted[y], even, odd)
             else:
-                _copy(read[y], unlifted[y])
+                copy_row(read[y], unlifted[y])
         if split_y:
             half = (height + 1) // 2
             for step in range(-2, half + 1):
@@ -156,7 +156,7 @@ def inverse_planes(source, target, split_y, split_x, first, last):  # type: igno
                 _inverse_row(lifted[y], write[y], even, odd)
         elif not split_y:
             for y in range(height):
-                _copy(read[y], write[y])
+                copy_row(read[y], write[y])
 
 
 @kernel
@@ -182,8 +182,8 @@ def gather_window(coefficients, spans, window):  # type: ignore[no-untyped-def]
             for y in range(window.shape[2]):
                 row = plane[low_y + y if y < n_y else high_y + y - n_y]
                 out = window[volume, z, y]
-                _copy(row[low_x : low_x + n_x], out[:n_x])
-                _copy(row[high_x : high_x + more_x], out[n_x:])
+                copy_row(row[low_x : low_x + n_x], out[:n_x])
+                copy_row(row[high_x : high_x + more_x], out[n_x:])
 
 
 @kernel
@@ -241,7 +241,7 @@ def inverse_windows(coefficients, low, spans, splits, insides):  # type: ignore[
             for z in range(z_size):
                 for y in range(y_size):
                     row = window[volume, z_first + z, y_first + y]
-                    _copy(row[x_first : inside[2, 1]], low[volume, z, y])
+                    copy_row(row[x_first : inside[2, 1]], low[volume, z, y])
     return low
 
 
@@ -272,7 +272,7 @@ def _strip_at(index, last, height, width):  # type: ignore[no-untyped-def]
 def _scatter(strip, plane, width, y, count):  # type: ignore[no-untyped-def]
     """Write a strip of count rows of width samples into a plane from row y on."""
     for k in range(count):
-        _copy(strip[k * width : (k + 1) * width], plane[y + k, :width])
+        copy_row(strip[k * width : (k + 1) * width], plane[y + k, :width])
 
 
 @helper
@@ -283,15 +283,15 @@ def _scatter_low(strip, low, rest, corner, y, count):  # type: ignore[no-untyped
         row = strip[k * width : (k + 1) * width]
         inside = corner[2] if y + k < corner[1] else 0
         if inside:
-            _copy(row[:inside], low[y + k])
-        _copy(row[inside:], rest[y + k, inside:width])
+            copy_row(row[:inside], low[y + k])
+        copy_row(row[inside:], rest[y + k, inside:width])
 
 
 @helper
 def _gather(plane, strip, width, y, count):  # type: ignore[no-untyped-def]
     """Undo `_scatter`."""
     for k in range(count):
-        _copy(plane[y + k, :width], strip[k * width : (k + 1) * width])
+        copy_row(plane[y + k, :width], strip[k * width : (k + 1) * width])
 
 
 @helper
@@ -302,14 +302,8 @@ def _gather_low(low, rest, strip, corner, y, count):  # type: ignore[no-untyped-
         row = strip[k * width : (k + 1) * width]
         inside = corner[2] if y + k < corner[1] else 0
         if inside:
-            _copy(low[y + k], row[:inside])
-        _copy(rest[y + k, inside:width], row[inside:])
-
-
-@helper
-def _copy(source, target):  # type: ignore[no-untyped-def]
-    for x in range(target.shape[0]):
-        target[x] = source[x]
+            copy_row(low[y + k], row[:inside])
+        copy_row(rest[y + k, inside:width], row[inside:])
 
 
 @helper

@@ -11,19 +11,18 @@ from tinc_codec.codec import decode_chunk, decode_level, decode_region, encode_c
 from tinc_codec.errors import ConfigError
 from tinc_codec.params import EncodingParams
 
-__all__ = ["DTYPES", "WarmUp", "warm_up"]
+__all__ = ["DTYPES", "WarmUp", "count_steps", "warm_up"]
 
 DTYPES = ("uint8", "int16", "uint16", "float32")
 
 _EDGE = 64
 """Of the chunk; smaller ones take short cuts."""
-_TILE = 32
 _SETTINGS: tuple[dict[str, Any], ...] = (
     {"ratio": 64, "effort": 0},
     {"ratio": 64, "effort": 2},
     {"ratio": 64},
-    {"psnr": 30, "effort": 0, "model": "features"},
-    {"max_error": 0.05, "effort": 0, "model": "features"},
+    {"psnr": 30, "effort": 0, "model": "features", "tile": 32},
+    {"max_error": 0.05, "effort": 0, "model": "features", "tile": 32},
     {"max_error": 0.05, "effort": 0, "model": "lattice"},
     {"ratio": 64, "effort": 0, "model": "tree"},
 )
@@ -65,13 +64,15 @@ def warm_up(
     Raises
     ------
     ConfigError
-        If a dtype does not exist.
+        If there is no dtype, or one does not exist.
     UnsupportedDataError
         If it is not one that this codec stores.
     """
     from tinc_codec.entropy.tile_walk import code_level
 
     start = perf_counter()
+    if not dtypes:
+        raise ConfigError("dtypes: none given, at least one is needed")
     for dtype in [_dtype(name) for name in dtypes]:
         for settings in _SETTINGS:
             _run(_chunk(dtype), settings)
@@ -107,8 +108,6 @@ def _run(chunk: np.ndarray, settings: dict[str, Any]) -> None:
     settings = {**settings}
     if "max_error" in settings:
         settings["max_error"] *= float(np.nanmax(chunk) - np.nanmin(chunk))
-    if settings.get("model") == "features":
-        settings["tile"] = _TILE
     stream = encode_chunk(chunk, EncodingParams(**settings))
     decode_chunk(stream)
     every, one = slice(0, _EDGE), slice(3, 4)

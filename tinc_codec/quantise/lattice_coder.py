@@ -12,7 +12,7 @@ References
 
 import numpy as np
 
-from tinc_codec.kernels import helper, kernel
+from tinc_codec.kernels import copy_row, helper, kernel
 from tinc_codec.quantise.scale import half_octave
 from tinc_codec.volume.range_coder import (
     code_plain,
@@ -84,21 +84,14 @@ def _code_escape(state, stream, value, decoding):  # type: ignore[no-untyped-def
 
 
 @helper
-def _copy_row(source, target):  # type: ignore[no-untyped-def]
-    # Not as slices: that compiles for seconds, for the message of an error that cannot occur.
-    for x in range(len(target)):
-        target[x] = source[x]
-
-
-@helper
 def _start_row(values, z, y):  # type: ignore[no-untyped-def]
     """Set what stands for neighbours outside the volume, before a row is coded."""
     row = values[z % 3, y + 2]
     row[0] = row[1] = values[z % 3, y + 1, 2]
     if y == 0 and z > 0:
         before = values[(z - 1) % 3, 2]
-        _copy_row(before, values[z % 3, 0])
-        _copy_row(before, values[z % 3, 1])
+        copy_row(before, values[z % 3, 0])
+        copy_row(before, values[z % 3, 1])
         row[0] = row[1] = before[2]
 
 
@@ -108,7 +101,7 @@ def _end_row(values, misses, z, y, n_y, n_x):  # type: ignore[no-untyped-def]
     row = values[z % 3, y + 2]
     row[n_x + 2] = row[n_x + 3] = row[n_x + 1]
     if y == n_y - 1:
-        _copy_row(row, values[z % 3, n_y + 2])
+        copy_row(row, values[z % 3, n_y + 2])
         misses[z % 3, n_y + 2] = 0
 
 

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from tinc_codec.kernels import helper, kernel
+from tinc_codec.kernels import copy_row, helper, kernel
 from tinc_codec.quantise.scale import half_octave
 from tinc_codec.volume.range_coder import (
     code_plain,
@@ -211,8 +211,7 @@ def _grown(array, n, limit):  # type: ignore[no-untyped-def]
     if n < array.size:
         return array
     larger = np.empty(min(limit, 2 * array.size + 64), array.dtype)
-    for i in range(array.size):
-        larger[i] = array[i]
+    copy_row(array, larger)
     return larger
 
 

@@ -10,7 +10,7 @@ References
 
 import numpy as np
 
-from tinc_codec.kernels import helper
+from tinc_codec.kernels import copy_row, helper
 
 _MAX_COUNT = 1 << 20
 _MASK_32 = 0xFFFFFFFF
@@ -112,8 +112,7 @@ def with_room(state, out, n_bytes):  # type: ignore[no-untyped-def]
     if needed <= out.size:
         return out
     grown = np.empty(2 * needed, np.uint8)
-    for i in range(out.size):
-        grown[i] = out[i]
+    copy_row(out, grown)
     return grown
 
 
