@@ -213,7 +213,7 @@ def _check_tile(value: object, model: str) -> int | str:
     if isinstance(tile, str):
         return tile
     if tile & (tile - 1):
-        raise ConfigError(f"tile={tile} is not a power of two")
+        raise ConfigError(f"tile={tile} is not a power of two from {MIN_TILE} to {MAX_TILE}")
     if model == "tree":
         raise ConfigError(f'tile={tile} is a setting of features and lattices, not of model="tree"')
     return tile
